@@ -1,0 +1,1 @@
+"""Vertical solutions; they build on `core` and never import each other."""

@@ -1,0 +1,1 @@
+"""Streaming payment-fraud scoring with a temporal graph network."""
