@@ -130,7 +130,7 @@ def parse_times(column: Any, *, required: bool = True) -> Parsed:
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         stamps = column.cast(pa.timestamp("us"), safe=False).to_numpy().astype("datetime64[us]")
     elif pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
-        stamps = _from_epoch(np.asarray(pc.cast(column, pa.float64()).to_numpy(), float))
+        stamps = _from_epoch(np.asarray(pc.cast(column, pa.float64(), safe=False).to_numpy(), float))
     elif _is_text(kind):
         missing, numbers, unreadable = _numbers(column, None)
         if unreadable.any():

@@ -36,7 +36,8 @@ def column_names(path: Path) -> list[str]:
     try:
         if _is_parquet(path):
             return list(pa.parquet.read_schema(path).names)
-        with pa.csv.open_csv(path) as reader:
+        forgiving = pa.csv.ParseOptions(invalid_row_handler=lambda row: "skip")
+        with pa.csv.open_csv(path, parse_options=forgiving) as reader:
             return list(reader.schema.names)
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(path, error) from None
