@@ -7,6 +7,7 @@ import os
 import time
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,8 +26,8 @@ PUBLISHED = ColumnMapping.parse(
 )
 
 
-def payments(**changes: list[object]) -> pd.DataFrame:
-    columns: dict[str, list[object]] = {
+def payments(**changes: Any) -> pd.DataFrame:
+    columns: dict[str, Any] = {
         "transaction_id": ["a", "b", "c", "d"],
         "event_time": ["2024-01-01T10:00:00", "2024-01-01T11:00:00", "2024-01-02T00:00:00", "2024-01-03T00:00:00"],
         "payer": ["p1", "p2", "p1", "p3"],
@@ -121,7 +122,7 @@ def test_unsorted_time_is_sorted_stably_and_counted(tmp_path: Path) -> None:
 def test_every_way_to_write_a_time_means_the_same(tmp_path: Path) -> None:
     stamps = pd.to_datetime(payments()["event_time"]).dt.as_unit("us")
     seconds = (stamps - pd.Timestamp(0)).dt.total_seconds()
-    ways: dict[str, object] = {
+    ways: dict[str, Any] = {
         "datetime": stamps,
         "zone": stamps.dt.tz_localize("UTC").dt.tz_convert("Asia/Tokyo"),
         "iso": stamps.dt.strftime("%Y-%m-%dT%H:%M:%S"),
@@ -298,7 +299,7 @@ def test_no_message_holds_an_identifier(tmp_path: Path) -> None:
     loaded = load_payments(written(frame, tmp_path / "payments.csv"))
     assert len(loaded.rejected) == 3
     assert "4929" not in loaded.rejected.to_string() + " ".join(loaded.notes) + str(loaded.causes())
-    (tmp_path / "torn.csv").write_bytes(b'event_time,payer,payee\n\xff4929,"4929')
+    (tmp_path / "torn.csv").write_bytes(b'event_time,payer,payee\n2024-01-01,\xff4929,4929\n')
     with pytest.raises(InputError) as error:
         load_payments(tmp_path / "torn.csv")
     assert "4929" not in str(error.value)
