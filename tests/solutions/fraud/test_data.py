@@ -65,7 +65,7 @@ def test_a_clean_file_gives_the_canonical_frame(tmp_path: Path, name: str) -> No
     assert len(loaded.sha256) == 64
 
 
-BAD = {
+BAD: dict[str, list[tuple[object, str]]] = {
     "transaction_id": [(None, "missing"), ("", "missing"), ("a", "duplicate id")],
     "event_time": [(None, "missing"), ("yesterday", "not a time"), ("1066-10-14", "out of range")],
     "payer": [(None, "missing"), ("  ", "missing")],
