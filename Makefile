@@ -1,0 +1,36 @@
+PYTHON ?= python3
+BIN := .venv/bin
+export MLFLOW_DISABLE_TELEMETRY := true
+export DAGSTER_HOME ?= $(CURDIR)
+
+.PHONY: setup demo test check ui bench-fraud clean
+
+setup: .venv/ready ## build .venv from requirements.lock
+
+.venv/ready: requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --requirement requirements.lock
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	touch .venv/ready
+
+demo: setup ## train, gate, register, then stream several days of payments through Kafka
+	$(BIN)/vigil demo
+
+test: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+ui: setup ## Dagster on port 3000, MLflow on port 5000
+	$(BIN)/vigil ui
+
+bench-fraud: setup
+	$(BIN)/python -m benchmarks.fraud
+
+clean:
+	rm -rf .venv var build *.egg-info .mypy_cache .ruff_cache .hypothesis
