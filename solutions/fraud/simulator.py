@@ -27,13 +27,14 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass, fields, replace
-from datetime import datetime
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
 
+from solutions.fraud.data import InputError
 from solutions.fraud.population import (
     LONG_AGO,
     NO_DEVICE,
@@ -64,6 +65,11 @@ from solutions.fraud.schemes import (
 
 DriftKind = Literal["none", "spend", "behaviour", "new_fraud"]
 DelayKind = Literal["fixed", "lognormal"]
+FRACTIONS = (
+    *("transfers", "none_seen", "joining_fraction", "opening_fraction", "household_fraction", "public_fraction"),
+    *("own_device", "terminal_share", "pooled_twins", "unreported_fraction"),
+)
+AT_LEAST = {"days": 1, "payers": 10, "merchants": 20}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,27 +128,19 @@ class SimulatorSettings:
                     f"`{name}` must be one of {', '.join(values)}. Received: {name}={getattr(self, name)}."
                 )
         try:
-            datetime.fromisoformat(self.start)
+            date.fromisoformat(self.start)
         except ValueError:
             raise ValueError(f"`start` must be an ISO 8601 date. Received: start={self.start}.") from None
-        at_least = {"days": 1, "payers": 10, "merchants": 20, "drift_day": 0}
-        shares: tuple[str, ...] = (
-            "transfers",
-            "none_seen",
-            "joining_fraction",
-            "opening_fraction",
-            "household_fraction",
-            "public_fraction",
-        )
-        shares += ("own_device", "terminal_share", "pooled_twins", "unreported_fraction")
         for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, (str, tuple)):
+            name, value = field.name, getattr(self, field.name)
+            if isinstance(field.default, (str, tuple)):
                 continue
-            low, high = at_least.get(field.name, 0), 1.0 if field.name in shares else np.inf
-            if not low <= value <= high or not np.isfinite(value):
-                expected = f"in [{low}, 1]" if field.name in shares else f">= {low} and finite"
-                raise ValueError(f"`{field.name}` must be {expected}. Received: {field.name}={value}.")
+            if isinstance(field.default, int) and not isinstance(value, int):
+                raise ValueError(f"`{name}` must be a whole number. Received: {name}={value}.")
+            low, high = AT_LEAST.get(name, 0), 1.0 if name in FRACTIONS else np.finfo(float).max
+            if not low <= value <= high:
+                expected = "in [0, 1]" if name in FRACTIONS else f"finite and >= {low}"
+                raise ValueError(f"`{name}` must be {expected}. Received: {name}={value}.")
         if not 0 < self.terminal_days[0] <= self.terminal_days[1]:
             raise ValueError(
                 f"`terminal_days` must be (shortest, longest) > 0. Received: terminal_days={self.terminal_days}."
@@ -150,8 +148,9 @@ class SimulatorSettings:
 
     @classmethod
     def demo(cls) -> SimulatorSettings:
-        """30 days, about 135,000 payments, all kinds of fraud, quick labels."""
-        return cls(days=30, payers=3_200, merchants=1_200, label_delay_days=1.5)
+        """30 days, about 125,000 payments, 2 % fraud of all kinds but card testing, quick labels."""
+        town = cls(days=30, payers=3_400, merchants=1_400, terminals_per_day=0.7, label_delay_days=1.5)
+        return replace(town, mule_crews=2, ring_crews=2, device_crews=2)
 
     @classmethod
     def graph_fraud(cls) -> SimulatorSettings:
@@ -178,7 +177,7 @@ def simulate(settings: SimulatorSettings, seed: int) -> pd.DataFrame:
             town.merchants,
             town.customers,
             settings.days,
-            datetime.fromisoformat(settings.start).weekday(),
+            date.fromisoformat(settings.start).weekday(),
             none_seen=settings.none_seen,
             transfers=settings.transfers,
         ),
@@ -220,12 +219,13 @@ def simulate(settings: SimulatorSettings, seed: int) -> pd.DataFrame:
 
 
 def write_simulation(settings: SimulatorSettings, seed: int, out_path: Path | str) -> pd.DataFrame:
-    """Simulate and write a .parquet or .csv file; returns the frame."""
+    """Simulate and write a .parquet or .csv file that `load_payments` reads without a mapping. Raises InputError."""
     path = Path(out_path)
     if path.suffix.lower() not in (".parquet", ".csv"):
-        raise ValueError(f"`out_path` must end in .parquet or .csv. Received: `{path.name}`.")
+        raise InputError(f"a simulation is written as .parquet or .csv. Received: `{path.name}`.")
+    if not path.parent.is_dir():
+        raise InputError(f"{path.name}: there is no directory to write it to. Create its parent directory first.")
     frame = simulate(settings, seed)
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix.lower() == ".csv":
         frame.to_csv(path, index=False)
     else:
