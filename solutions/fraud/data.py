@@ -156,7 +156,7 @@ def load_payments(
         columns: the mapping; None looks for the canonical names.
         label_delay: label_time = event_time + label_delay, unless a `label_time` column or `labels_path` tells.
         labels_path: a label stream of its own with transaction_id, is_fraud, label_time[, source]; of several labels of
-            one payment the first to arrive counts.
+            one payment the first fraud counts, else the first to arrive.
         account_to_account: payer and payee share one name space.
 
     A missing label stays unknown (-1). Without a transaction_id, payments are numbered by row.
@@ -302,6 +302,7 @@ def _join_labels(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
     refusals.add("label_time", np.flatnonzero(early), "earlier than its payment", "time")
     by_arrival = np.flatnonzero(refusals.ok())
     by_arrival = by_arrival[np.argsort(values["label_time"][by_arrival], kind="stable")]
+    by_arrival = by_arrival[np.argsort(-values["is_fraud"][by_arrival], kind="stable")]  # fraud overrules an all-clear
     repeated = pd.Series(position[by_arrival]).duplicated().to_numpy()
     refusals.add("transaction_id", by_arrival[repeated], "duplicate id", "text")
     chosen = by_arrival[~repeated]

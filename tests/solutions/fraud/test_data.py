@@ -196,10 +196,10 @@ def test_a_label_stream_is_joined_by_id_and_its_bad_rows_are_named(tmp_path: Pat
     loaded = load_payments(
         written(frame, tmp_path / "payments.parquet"), labels_path=written(labels, tmp_path / "labels.csv")
     )
-    assert loaded.frame["is_fraud"].tolist() == [1, 0, -1, -1]  # of the two labels of b the first to arrive counts
-    assert loaded.frame["label_time"].dt.day.fillna(0).tolist() == [8, 5, 0, 0]
+    assert loaded.frame["is_fraud"].tolist() == [1, 1, -1, -1]  # the chargeback of b overrules its earlier all-clear
+    assert loaded.frame["label_time"].dt.day.fillna(0).tolist() == [8, 9, 0, 0]
     assert loaded.rejected_labels[["row", "cause"]].to_numpy().tolist() == [
-        [0, "duplicate id"],
+        [2, "duplicate id"],
         [3, "unknown payment"],
         [4, "earlier than its payment"],
         [5, "not in 0..1"],
