@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from solutions.fraud.data import ColumnMapping, InputError, load_payments
-from solutions.fraud.decisions import DecisionPolicy, Decider
+from solutions.fraud.decisions import Decider, DecisionPolicy
 from solutions.fraud.engine import Events, Labels, Observed, encode_labels, encode_payment, encode_payments
 from solutions.fraud.graph_state import LABEL_OUTCOMES, hash_id
 from solutions.fraud.messages import Label, Payment, Score
@@ -35,6 +35,12 @@ class Scorer:
         self.model_version = model_version
         self.decider = Decider(policy or DecisionPolicy())
         self.engine = model.new_engine()
+
+    def warm_up(self, frame: pd.DataFrame) -> None:
+        """Let the payments and the labels of a canonical frame change the state, without scoring them."""
+        events = encode_payments(frame, self.model.engine)
+        labels = encode_labels(frame, events.key_TE[:, 0])
+        self.engine.observe(events, labels, tokens_for=np.zeros(len(events), bool))
 
     def score(self, payments: Sequence[Payment]) -> list[Score]:
         """Score in order, and let each payment change the state."""
