@@ -223,9 +223,8 @@ def write_simulation(settings: SimulatorSettings, seed: int, out_path: Path | st
     path = Path(out_path)
     if path.suffix.lower() not in (".parquet", ".csv"):
         raise InputError(f"a simulation is written as .parquet or .csv. Received: `{path.name}`.")
-    if not path.parent.is_dir():
-        raise InputError(f"{path.name}: there is no directory to write it to. Create its parent directory first.")
     frame = simulate(settings, seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix.lower() == ".csv":
         frame.to_csv(path, index=False)
     else:

@@ -140,8 +140,9 @@ def test_every_way_to_write_a_time_means_the_same(tmp_path: Path) -> None:
 
 
 def test_identifiers_stay_as_they_were_written(tmp_path: Path) -> None:
-    path = written(payments(payer=["007", "7", "7", "NA"]), tmp_path / "payments.csv")
-    assert load_payments(path).frame["payer"].tolist() == ["007", "7", "7", "NA"]
+    for payers in (["007", "7", "7", "12"], ["1e3", "1000", "NA", "null"], ["true", "True", "2024-01-01", "nan"]):
+        path = written(payments(payer=payers), tmp_path / "payments.csv")
+        assert load_payments(path).frame["payer"].tolist() == payers
     path = written(payments(payer=[7.0, 12.0, np.nan, 2.5]), tmp_path / "payments.parquet")
     loaded = load_payments(path)
     assert loaded.frame["payer"].tolist() == ["7", "12"]
@@ -299,7 +300,7 @@ def test_no_message_holds_an_identifier(tmp_path: Path) -> None:
     loaded = load_payments(written(frame, tmp_path / "payments.csv"))
     assert len(loaded.rejected) == 3
     assert "4929" not in loaded.rejected.to_string() + " ".join(loaded.notes) + str(loaded.causes())
-    (tmp_path / "torn.csv").write_bytes(b'event_time,payer,payee\n2024-01-01,\xff4929,4929\n')
+    (tmp_path / "torn.csv").write_bytes(b"event_time,payer,payee\n2024-01-01,\xff4929,4929\n")
     with pytest.raises(InputError) as error:
         load_payments(tmp_path / "torn.csv")
     assert "4929" not in str(error.value)
