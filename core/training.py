@@ -61,7 +61,7 @@ class TrainingSettings:
     patience: int | None = None
     bf16: bool = False
     ema_decay: float | None = None
-    balance_decay: float = 0.3
+    balance_decay: float = 0.5
     checkpoint_steps: int | None = None
 
     def __post_init__(self) -> None:
