@@ -1,17 +1,19 @@
 """The results object that every evaluation and every benchmark writes, and the bootstrap behind its intervals.
 
-N samples, U units of independence, R replicates.
+N samples, U units of independence (card, patient, machine), S strata (folds), G groups of tied scores that hold a
+positive, R replicates.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import resource
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -19,10 +21,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 F64 = NDArray[np.float64]
+Bool = NDArray[np.bool_]
 PACKAGES = ("torch", "lightgbm", "numpy", "pandas", "numba")
+SOURCES = ("published", "measured")
+METRIC_KEYS = ("mean", "std", "low", "high")
 
 
 @dataclass
@@ -36,7 +41,7 @@ class Cost:
 
 @contextmanager
 def measured() -> Iterator[Cost]:
-    """`with measured() as cost:` fills `cost` when the block ends."""
+    """`with measured() as cost:` fills `cost` at the end of the block, also when it raises. Children do not count."""
     cost, wall, cpu = Cost(), time.perf_counter(), time.process_time()
     try:
         yield cost
@@ -64,7 +69,8 @@ def git_commit() -> str:
         return "unknown"
 
 
-def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Installed versions; packages that are not installed are left out."""
     found = {}
     for package in packages:
         try:
@@ -74,14 +80,38 @@ def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
     return found
 
 
-def summarise(values: list[float]) -> dict[str, float]:
-    """Mean and population deviation of repeated measurements."""
-    return {"mean": float(np.mean(values)), "std": float(np.std(values))}
+@dataclass(frozen=True)
+class Interval:
+    """Estimate on the sample, its percentile interval, and the replicates behind it.
+
+    `undefined` counts the replicates without a positive or without a negative, which the interval leaves out.
+    """
+
+    mean: float
+    low: float
+    high: float
+    replicates_R: F64
+    undefined: int = 0
+
+
+def summarise(values: Sequence[float], interval: Interval | None = None) -> dict[str, float]:
+    """One metric entry: mean and population deviation over seeds or folds, and the bounds of `interval` when given."""
+    if not len(values):
+        raise ValueError("`values` must hold at least one measurement. Received: none.")
+    entry = {"mean": float(np.mean(values)), "std": float(np.std(values))}
+    return entry if interval is None else entry | {"low": interval.low, "high": interval.high}
 
 
 @dataclass(frozen=True)
 class Results:
-    """One JSON object (see `docs/results.md` for the fields)."""
+    """One JSON object: what was measured, on which data, by which commit, at what cost. One row per model.
+
+    Args:
+        data: name, sha256 and rows of the file.
+        champion: the model of `rows` that would serve.
+        rows: {"model", "source": published | measured, "metrics": {name: {"mean"[, "std", "low", "high"]}}}.
+        extra: further fields of the object; none may hide one of the contract.
+    """
 
     task: str
     protocol: str
@@ -92,116 +122,243 @@ class Results:
     rows: list[dict[str, Any]]
     extra: dict[str, Any] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            _check_row(row)
+        models = [row["model"] for row in self.rows]
+        if self.champion not in models:
+            raise ValueError(f"`champion` must be one of the rows {models}. Received: champion={self.champion!r}.")
+        if hidden := set(self.extra) & set(self._contract()):
+            raise ValueError(f"`extra` must not hide a field of the contract. Received: {sorted(hidden)}.")
+
+    def _contract(self) -> dict[str, Any]:
         return {
             **{"task": self.task, "protocol": self.protocol, "data": self.data, "seeds": self.seeds},
             **{"champion": self.champion, "seconds": self.cost.seconds, "cpu_seconds": self.cost.cpu_seconds},
-            **{"peak_rss_mb": self.cost.peak_rss_mb, "commit": git_commit(), "versions": versions()},
-            **self.extra,
-            "rows": self.rows,
+            "peak_rss_mb": self.cost.peak_rss_mb,
         }
+
+    def to_json(self) -> dict[str, Any]:
+        stamp = {"commit": git_commit(), "versions": versions()}
+        return {**self._contract(), **stamp, **self.extra, "rows": self.rows}
 
     def write(self, path: Path) -> None:
         """Write atomically: a reader sees the old file or the new one."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(path.suffix + ".tmp")
-        temporary.write_text(json.dumps(self.to_json(), indent=1) + "\n")
-        os.replace(temporary, path)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        try:
+            temporary.write_text(json.dumps(self.to_json(), indent=1, allow_nan=False, default=_plain) + "\n")
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def print(self, metrics: tuple[str, ...] | None = None) -> None:
-        """Print one row per model."""
+        """Print one row per model; published rows are marked."""
         from rich.console import Console
         from rich.table import Table
 
         shown = metrics or tuple(dict.fromkeys(name for row in self.rows for name in row["metrics"]))
         table = Table(title=f"{self.task}: {self.protocol} ({self.data.get('name')}, seeds {self.seeds})")
-        table.add_column("model")
+        table.add_column("model", no_wrap=True)
         for name in shown:
             table.add_column(name, justify="right")
         for row in self.rows:
-            table.add_row(row["model"], *(_cell(row["metrics"].get(name)) for name in shown))
-        Console(width=max(60, 26 + 22 * len(shown))).print(table)
+            style = "dim" if row["source"] == "published" else "bold" if row["model"] == self.champion else None
+            table.add_row(row["model"], *(_cell(row["metrics"].get(name)) for name in shown), style=style)
+        Console(width=max(60, 32 + 22 * len(shown))).print(table)
 
 
-def _cell(metric: dict[str, float] | None) -> str:
+def _check_row(row: Mapping[str, Any]) -> None:
+    if set(row) != {"model", "source", "metrics"} or row["source"] not in SOURCES:
+        raise ValueError(
+            f"a row must hold `model`, `source` (one of {', '.join(SOURCES)}) and `metrics`. "
+            f"Received: {sorted(row)}, source={row.get('source')!r}."
+        )
+    for name, entry in row["metrics"].items():
+        if "mean" not in entry or not set(entry) <= set(METRIC_KEYS):
+            raise ValueError(
+                f"metric `{name}` of `{row['model']}` must hold mean and may hold std, low, high. "
+                f"Received: {sorted(entry)}."
+            )
+        if not all(math.isfinite(value) for value in entry.values()):
+            raise ValueError(f"metric `{name}` of `{row['model']}` must be finite. Received: {entry}.")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, Path):
+        return value.name  # a full path would name a machine
+    raise TypeError(f"a result must be plain JSON. Received: {type(value).__name__}.")
+
+
+def _cell(metric: Mapping[str, float] | None) -> str:
     if metric is None:
         return ""
     text = f"{metric['mean']:.4f}" if abs(metric["mean"]) < 100 else f"{metric['mean']:,.0f}"
-    if "low" in metric:
-        return f"{text} [{metric['low']:.3f}, {metric['high']:.3f}]"
+    if "low" in metric and "high" in metric:
+        low, high = (f"{metric[k]:.3f}" if abs(metric[k]) < 100 else f"{metric[k]:,.0f}" for k in ("low", "high"))
+        return f"{text} [{low}, {high}]"
     return f"{text} ±{metric['std']:.3f}" if metric.get("std") else text
 
 
-@dataclass(frozen=True)
-class Interval:
-    """Estimate on the sample and its 95 % percentile interval."""
+# --- weighted metrics and the bootstrap over units ---
 
-    mean: float
-    low: float
-    high: float
-    replicates_R: F64
+WeightedMetric = Callable[[Bool, F64, F64], float]  # (target_N, score_N, weight_N) -> value
+Metric = Literal["ap", "auc", "brier"] | WeightedMetric
+METRICS = ("ap", "auc", "brier")
 
 
-def weighted_average_precision(target_N: NDArray[np.bool_], order_N: NDArray[np.int64], weight_N: F64) -> float:
-    """Average precision with sample weights; `order_N` sorts by falling score (ties in that order)."""
-    weight = weight_N[order_N]
-    hit = weight * target_N[order_N]
-    total = hit.sum()
-    if total <= 0.0:
-        return float("nan")
-    seen = np.cumsum(weight)
-    return float((np.cumsum(hit) / np.maximum(seen, 1e-12) * hit).sum() / total)
+class _Ranking:
+    """Samples sorted once by falling score. Replicates change only how often each unit counts.
+
+    Scores that tie form one threshold: the order inside a tie carries no information and must not earn precision.
+    """
+
+    def __init__(self, target_N: Bool, score_N: F64, unit_N: NDArray[np.int64]) -> None:
+        order_N = np.argsort(-score_N, kind="stable")
+        score, target = score_N[order_N], target_N[order_N]
+        last_N = np.append(score[1:] != score[:-1], True)  # last sample of each group of ties
+        end_N = np.flatnonzero(last_N)
+        positive = np.flatnonzero(target)
+        group = np.searchsorted(end_N, positive)  # group of ties of each positive
+        last_positive_G = np.flatnonzero(np.append(group[1:] != group[:-1], True)) if len(group) else group
+        self.unit_N, self.positive_unit = unit_N[order_N], unit_N[order_N][positive]
+        self.last_positive_G = last_positive_G
+        self.end_G = end_N[group[last_positive_G]]
+        self.before_G = np.where(group[last_positive_G] > 0, end_N[group[last_positive_G] - 1], -1)
+
+    def _sums(self, weight_U: F64) -> tuple[F64, F64, F64]:
+        """Weight of all samples up to each position, and of the positives up to and in each group."""
+        seen_N = np.cumsum(weight_U[self.unit_N])
+        reached_G = np.cumsum(weight_U[self.positive_unit])[self.last_positive_G]
+        return seen_N, reached_G, np.diff(reached_G, prepend=0.0)
+
+    def average_precision(self, weight_U: F64) -> float:
+        seen_N, reached_G, hit_G = self._sums(weight_U)
+        if not len(reached_G) or reached_G[-1] <= 0.0:
+            return math.nan
+        return float((hit_G * reached_G / np.maximum(seen_N[self.end_G], 1e-300)).sum() / reached_G[-1])
+
+    def auc(self, weight_U: F64) -> float:
+        seen_N, reached_G, hit_G = self._sums(weight_U)
+        positives = reached_G[-1] if len(reached_G) else 0.0
+        negatives = seen_N[-1] - positives
+        if positives <= 0.0 or negatives <= 0.0:
+            return math.nan
+        above_G = np.where(self.before_G >= 0, seen_N[self.before_G], 0.0) - (reached_G - hit_G)
+        tied_G = seen_N[self.end_G] - reached_G - above_G
+        return float((hit_G * (negatives - above_G - 0.5 * tied_G)).sum() / (positives * negatives))
 
 
-def weighted_auc(target_N: NDArray[np.bool_], order_N: NDArray[np.int64], weight_N: F64) -> float:
-    """Area under the ROC curve with sample weights; `order_N` as above."""
-    weight, target = weight_N[order_N], target_N[order_N]
-    positive, negative = weight * target, weight * ~target
-    if positive.sum() <= 0.0 or negative.sum() <= 0.0:
-        return float("nan")
-    below = negative.sum() - np.cumsum(negative)
-    return float((positive * below).sum() / (positive.sum() * negative.sum()))
+def prepare_metric(
+    metric: Metric, target_N: Bool, score_N: F64, unit_N: NDArray[np.int64], units: int
+) -> Callable[[F64], float]:
+    """The metric as a function of the weight of each unit (U,); what weights do not change is done once."""
+    if callable(metric):
+        return lambda weight_U: float(metric(target_N, score_N, weight_U[unit_N]))
+    if metric == "brier":
+        error_U = np.bincount(unit_N, (score_N - target_N) ** 2, units)
+        size_U = np.bincount(unit_N, minlength=units).astype(float)
+        return lambda weight_U: float(weight_U @ error_U / max(float(weight_U @ size_U), 1e-300))
+    if metric in METRICS:
+        ranking = _Ranking(target_N, score_N, unit_N)
+        return ranking.average_precision if metric == "ap" else ranking.auc
+    raise ValueError(f"`metric` must be one of {', '.join(METRICS)} or a callable. Received: metric={metric!r}.")
 
 
-WEIGHTED = {"ap": weighted_average_precision, "auc": weighted_auc}
+def _weighted(metric: Metric, target_N: ArrayLike, score_N: ArrayLike, weight_N: ArrayLike | None) -> float:
+    target, score, own = check_samples(target_N, score_N, None)
+    weight = np.ones(len(target)) if weight_N is None else np.asarray(weight_N, np.float64)
+    if weight.shape != target.shape or not (weight >= 0.0).all():
+        raise ValueError(f"`weight_N` must hold {len(target)} weights >= 0. Received: shape {weight.shape}.")
+    return prepare_metric(metric, target, score, own, len(target))(weight)
+
+
+def weighted_average_precision(target_N: ArrayLike, score_N: ArrayLike, weight_N: ArrayLike | None = None) -> float:
+    """Average precision with sample weights; tied scores are one threshold. NaN without a positive."""
+    return _weighted("ap", target_N, score_N, weight_N)
+
+
+def weighted_auc(target_N: ArrayLike, score_N: ArrayLike, weight_N: ArrayLike | None = None) -> float:
+    """Area under the ROC curve with sample weights; a tie counts half. NaN without a positive or a negative."""
+    return _weighted("auc", target_N, score_N, weight_N)
+
+
+def check_samples(
+    target_N: ArrayLike, score_N: ArrayLike, unit_N: ArrayLike | None
+) -> tuple[Bool, F64, NDArray[np.int64]]:
+    """Targets as booleans, finite scores and unit codes 0..U-1 of one length.
+
+    Raises:
+        ValueError: lengths differ, nothing came, a target is not 0 or 1 (unknown labels must be left out), a score is
+            not finite.
+    """
+    target, score = np.asarray(target_N), np.asarray(score_N, np.float64)
+    unit = np.arange(len(target)) if unit_N is None else np.asarray(unit_N)
+    if not (target.ndim == score.ndim == unit.ndim == 1 and len(target) == len(score) == len(unit) > 0):
+        raise ValueError(
+            "targets, scores and units must be vectors of one length, at least one sample. "
+            f"Received: {target.shape}, {score.shape}, {unit.shape}."
+        )
+    if bad := int((~np.isin(target, (0, 1))).sum()):
+        raise ValueError(f"targets must be 0 or 1; leave samples with unknown labels out. Received: {bad} others.")
+    if bad := int((~np.isfinite(score)).sum()):
+        raise ValueError(f"scores must be finite. Received: {bad} that are not.")
+    codes = np.unique(unit, return_inverse=True)[1]
+    return target.astype(bool), score, codes.astype(np.int64)
 
 
 def bootstrap_interval(
-    metric: Literal["ap", "auc"],
-    target_N: NDArray[np.bool_],
-    score_N: F64,
-    unit_N: NDArray[Any],
+    metric: Metric,
+    target_N: ArrayLike,
+    score_N: ArrayLike,
+    unit_N: ArrayLike,
     *,
-    strata_N: NDArray[Any] | None = None,
-    against_N: F64 | None = None,
+    strata_N: ArrayLike | None = None,
+    against_N: ArrayLike | None = None,
     replicates: int = 200,
+    confidence: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """Bootstrap over units: all samples of a unit come and go together.
+    """Percentile bootstrap over units: all samples of a unit come and go together (Efron and Tibshirani 1993, ch. 13).
 
     Args:
+        unit_N: what is independent; a unit that occurs in several strata is still one unit.
         strata_N: the metric is computed within each stratum and averaged (folds).
         against_N: scores of another model on the same samples; the interval is that of the paired difference.
     """
-    rng = np.random.default_rng(seed)
-    _, unit = np.unique(unit_N, return_inverse=True)
-    strata = np.zeros(len(target_N), int) if strata_N is None else np.asarray(strata_N)
-    parts = [np.flatnonzero(strata == s) for s in np.unique(strata)]
-    measure = WEIGHTED[metric]
-
-    def value(weight_N: F64) -> float:
-        differences = []
-        for part, own, other in zip(parts, orders, other_orders, strict=True):
-            v = measure(target_N[part], own, weight_N[part])
-            differences.append(v - measure(target_N[part], other, weight_N[part]) if other is not None else v)
-        return float(np.mean(differences))
-
-    orders = [np.argsort(-score_N[part], kind="stable") for part in parts]
-    other_orders = [None if against_N is None else np.argsort(-against_N[part], kind="stable") for part in parts]
-    estimate = value(np.ones(len(target_N)))
+    if replicates < 1 or not 0.0 < confidence < 1.0:
+        raise ValueError(
+            "`replicates` must be >= 1 and `confidence` in (0, 1). "
+            f"Received: replicates={replicates}, confidence={confidence}."
+        )
+    target, score, unit = check_samples(target_N, score_N, unit_N)
+    other = None if against_N is None else check_samples(target_N, against_N, unit_N)[1]
+    strata = np.zeros(len(target), int) if strata_N is None else np.asarray(strata_N)
+    if strata.shape != target.shape:
+        raise ValueError(f"`strata_N` must hold {len(target)} values. Received: shape {strata.shape}.")
     units = int(unit.max()) + 1
+    plus, minus = [], []
+    for stratum in np.unique(strata):
+        part = strata == stratum
+        plus.append(prepare_metric(metric, target[part], score[part], unit[part], units))
+        if other is not None:
+            minus.append(prepare_metric(metric, target[part], other[part], unit[part], units))
+
+    def value(weight_U: F64) -> float:
+        return (sum(f(weight_U) for f in plus) - sum(f(weight_U) for f in minus)) / len(plus)
+
+    estimate = value(np.ones(units))
+    if math.isnan(estimate):
+        raise ValueError(f"`{metric}` is undefined: every stratum needs a positive and a negative. Received: one kind.")
+    rng = np.random.default_rng(seed)
+    # counts of U draws with replacement are multinomial; drawing is ten times faster than Generator.multinomial
     replicates_R = np.array(
-        [value(rng.multinomial(units, np.full(units, 1.0 / units))[unit].astype(float)) for _ in range(replicates)]
+        [value(np.bincount(rng.integers(units, size=units), minlength=units).astype(float)) for _ in range(replicates)]
     )
-    low, high = np.nanquantile(replicates_R, [0.025, 0.975])
-    return Interval(estimate, float(low), float(high), replicates_R)
+    undefined = int(np.isnan(replicates_R).sum())
+    if undefined == replicates:
+        raise ValueError(f"`{metric}` was undefined in all {replicates} replicates: too few units.")
+    low, high = np.nanquantile(replicates_R, [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0])
+    return Interval(estimate, float(low), float(high), replicates_R, undefined)
