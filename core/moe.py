@@ -21,6 +21,7 @@ Route = Literal["auto", "grouped", "dense", "looped"]
 # Up to this many superfluous multiplications, every expert on every token in two products beats sorting. Measured on
 # one thread at (D, H, E, K) = (32, 16, 8, 2), (64, 32, 8, 2), (128, 64, 16, 4): they cross at 6, 6 and 9 million.
 DENSE_LIMIT = 5_000_000
+ALIGNMENT = 16  # bytes that a row must be a multiple of in grouped_mm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,14 @@ class MoESettings:
         for name, choices in (("gate", Gate), ("activation", Activation), ("route", Route)):
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(f"`{name}` must be one of {get_args(choices)}. Received: {getattr(self, name)!r}.")
+        if self.route == "grouped" and not self.can_group(torch.float32):
+            raise ValueError(
+                "`width` and `expert_width` must be multiples of 4 for route='grouped'. Received: "
+                f"width={self.width}, expert_width={self.expert_width}."
+            )
+
+    def can_group(self, dtype: torch.dtype) -> bool:
+        return all(size * dtype.itemsize % ALIGNMENT == 0 for size in (self.width, self.expert_width))
 
     @property
     def active_width(self) -> int:
@@ -187,7 +196,8 @@ class Experts(nn.Module):
 
     def fastest(self, tokens: int) -> Route:
         idle = self.settings.num_experts - self.settings.top_k
-        return "dense" if tokens * idle * self.up_EHD[0].numel() * 2 <= DENSE_LIMIT else "grouped"
+        few = tokens * idle * self.up_EHD[0].numel() * 2 <= DENSE_LIMIT
+        return "dense" if few or not self.settings.can_group(torch.float32) else "grouped"
 
     def grouped(self, x_TD: Tensor, routing: Routing) -> Tensor:
         """One grouped matrix product per layer over the tokens sorted by expert."""
@@ -196,13 +206,20 @@ class Experts(nn.Module):
         order_N = torch.argsort(expert_N)
         ends_E = torch.bincount(expert_N, minlength=len(self.up_EHD)).cumsum(0).to(torch.int32)
         token_N = order_N // top_k
-        kind = _product_type(x_TD)
+        kind = self.product_type(x_TD)
         sorted_ND = x_TD.index_select(0, token_N).to(kind)
         hidden_NH = _activate(F.grouped_mm(sorted_ND, self.up_EHD.to(kind).transpose(1, 2), offs=ends_E), self.settings)
         out_ND = F.grouped_mm(hidden_NH, self.down_EHD.to(kind), offs=ends_E)
         weight_N1 = routing.weights_TK.flatten()[order_N].unsqueeze(-1)
         weighted_ND = (out_ND * weight_N1).to(x_TD.dtype)
         return torch.zeros_like(x_TD).index_add(0, token_N, weighted_ND)
+
+    def product_type(self, x: Tensor) -> torch.dtype:
+        """grouped_mm is not on autocast's list: cast as the other products are cast, where rows stay aligned."""
+        if not torch.is_autocast_enabled(x.device.type):
+            return x.dtype
+        cast = torch.get_autocast_dtype(x.device.type)
+        return cast if self.settings.can_group(cast) else x.dtype
 
     def dense(self, x_TD: Tensor, routing: Routing) -> Tensor:
         """Every expert on every token, weight zero where it was not chosen."""
@@ -227,11 +244,6 @@ def _activate(x: Tensor, settings: MoESettings) -> Tensor:
         return F.gelu(x)
     gate, value = x.chunk(2, dim=-1)  # SwiGLU, arXiv 2002.05202
     return F.silu(gate) * value
-
-
-def _product_type(x: Tensor) -> torch.dtype:
-    """grouped_mm is not on autocast's list: cast as the other products are cast."""
-    return torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
 
 
 class DenseFeedForward(nn.Module):
