@@ -43,7 +43,11 @@ def simulate(
     from solutions.fraud.data import InputError
     from solutions.fraud.simulator import SimulatorSettings, write_simulation
 
-    presets = {"demo": SimulatorSettings.demo, "graph_fraud": SimulatorSettings.graph_fraud, "drift": SimulatorSettings.drift}
+    presets = {
+        "demo": SimulatorSettings.demo,
+        "graph_fraud": SimulatorSettings.graph_fraud,
+        "drift": SimulatorSettings.drift,
+    }
     if preset not in presets:
         raise InputError(f"`--preset` must be one of {', '.join(presets)}. Received: {preset}.")
     frame = write_simulation(presets[preset](), seed, out)

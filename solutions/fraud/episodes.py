@@ -21,7 +21,22 @@ from numpy.typing import NDArray
 from solutions.fraud.graph_state import DAY, LABEL_FRAUD, LABEL_GENUINE, LABEL_UNKNOWN, State
 
 F64 = NDArray[np.float64]
-RATIO_EDGES = (0.3, 0.6, 0.9, 1.2, 1.5, 1.8, 2.0, 2.2, 2.5, 2.8, 3.2, 3.8, 4.5, 6.0)  # amount / usual amount of the payer
+RATIO_EDGES = (
+    0.3,
+    0.6,
+    0.9,
+    1.2,
+    1.5,
+    1.8,
+    2.0,
+    2.2,
+    2.5,
+    2.8,
+    3.2,
+    3.8,
+    4.5,
+    6.0,
+)  # amount / usual amount of the payer
 AMOUNT_BINS = 2 * (len(RATIO_EDGES) + 1)  # doubled: above the amount that is fraud by itself
 WINDOW_DAYS = 75  # older mails can not tell anything about today
 AGES = 80  # days in an episode that the filter tells apart; older ones are forgotten

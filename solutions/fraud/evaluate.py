@@ -65,29 +65,40 @@ def score_parts(model: FraudModel, prepared: Prepared, chosen_T: NDArray[np.bool
     return {name: model.blend.probability(logits, name) for name in ("lightgbm", "network", "fused")}
 
 
-def score_fold(
-    stream: Stream, fold: Fold, prepared: Prepared, settings: TrainSettings, *, seed: int, progress: Progress
-) -> ScoredWindow:
-    """Train every model of the table on the same labels and score the fold's test window."""
-    x, fraud_T = prepared.observed.x_TF, prepared.verdict_T == LABEL_FRAUD
+def score_baselines(fold: Fold, prepared: Prepared) -> dict[str, F64]:
+    """Baselines on the same labels. Neither draws anything at random, so one training serves every seed."""
+    x, fraud_T, test_T = prepared.observed.x_TF, prepared.verdict_T == LABEL_FRAUD, fold.test_T
     known_T = fold.train_T & (prepared.verdict_T != LABEL_UNKNOWN)
     week_T = fold.week_T & (prepared.verdict_T != LABEL_UNKNOWN)
-    test_T = fold.test_T
-    model = fit_parts(prepared, settings, seed=seed, progress=progress)
-    probability = score_parts(model, prepared, test_T)
-    strong = strong_lightgbm(x[known_T], fraud_T[known_T], seed=seed)
-    probability["lightgbm_strong"] = strong.predict_proba(x[test_T][:, STRONG_COLUMNS])[:, 1]
+    strong = strong_lightgbm(x[known_T], fraud_T[known_T], seed=0)
+    probability = {"lightgbm_strong": strong.predict_proba(x[test_T][:, STRONG_COLUMNS])[:, 1]}
     if fraud_T[week_T].any():
-        book = published_xgboost(x[week_T], fraud_T[week_T], seed=seed)
+        book = published_xgboost(x[week_T], fraud_T[week_T], seed=0)
         probability["xgboost_published_features"] = book.predict_proba(x[test_T][:, BOOK_COLUMNS])[:, 1].astype(float)
-    return ScoredWindow(
-        stream.fraud_T[test_T],
-        stream.payer_T[test_T],
-        stream.events.time_T[test_T],
-        stream.events.amount_T[test_T],
-        None if stream.scenario_T is None else stream.scenario_T[test_T],
-        probability,
-    )
+    return probability
+
+
+def score_fold(
+    stream: Stream, fold: Fold, prepared: Prepared, settings: TrainSettings, *, seeds: int, progress: Progress
+) -> list[ScoredWindow]:
+    """Train every model of the table on the same labels and score the fold's test window, once per seed."""
+    test_T = fold.test_T
+    baselines = score_baselines(fold, prepared)
+    windows = []
+    for seed in range(seeds):
+        progress(f"fold {fold.name}, seed {seed}")
+        model = fit_parts(prepared, settings, seed=seed)
+        windows.append(
+            ScoredWindow(
+                stream.fraud_T[test_T],
+                stream.payer_T[test_T],
+                stream.events.time_T[test_T],
+                stream.events.amount_T[test_T],
+                None if stream.scenario_T is None else stream.scenario_T[test_T],
+                baselines | score_parts(model, prepared, test_T),
+            )
+        )
+    return windows
 
 
 def make_folds(protocol: str, stream: Stream, delay_days: float) -> list[Fold]:
@@ -105,7 +116,7 @@ def window_figures(window: ScoredWindow, name: str, policy: DecisionPolicy) -> d
     values = figures(window.target_T, p, window.unit_T, window.time_T, window.scenario_T)
     if window.amount_T.any():
         decisions = decide(p, window.amount_T, policy=policy)
-        values["money_saved"] = money_saved(decisions, window.amount_T, window.target_T, policy=policy)
+        values["money_saved"] = money_saved(decisions, window.amount_T, window.target_T.astype(np.int8), policy=policy)
     return values
 
 
@@ -180,19 +191,7 @@ def evaluate(
             part = stream.head(end)
             cut = Fold(fold.name, fold.train_T[:end], fold.week_T[:end], fold.test_T[:end], fold.known_by)
             prepared = prepare(part, cut.train_T, cut.known_by, settings, also_tokens_T=cut.test_T)
-            by_fold.append(
-                [
-                    score_fold(
-                        part,
-                        cut,
-                        prepared,
-                        settings,
-                        seed=seed,
-                        progress=lambda s, f=fold, i=seed: progress(f"fold {f.name}, seed {i}: {s}"),
-                    )  # type: ignore[misc]
-                    for seed in range(seeds)
-                ]
-            )
+            by_fold.append(score_fold(part, cut, prepared, settings, seeds=seeds, progress=progress))
         rows = rows_of(by_fold, DecisionPolicy())
     return Results(
         task="fraud",

@@ -47,6 +47,8 @@ ABSENT = 1e9  # an age that never was
 EXPLAINED_RATIO = 2.5  # a fraud this far above the payer's habit says nothing about the payee
 HIGH_RATIO = 2.2  # above it a payment does not count for the habit: mean and deviation of what is left
 RECENT_FRAUD = 35 * DAY
+OLDEST = 10 * DAY  # seniority is cut here: beyond, it tells how long the stream has run and not how new an endpoint is
+MOST_EVENTS = 30  # the same for the number of events
 HOPS = 16  # newest mails whose senders are looked at
 
 
@@ -59,6 +61,11 @@ def _logit(p: float) -> float:
 @kernel
 def _age(time: float, then: float) -> float:
     return time - then if then > 0.0 else ABSENT
+
+
+@kernel
+def _seniority(time: float, first: float) -> float:
+    return min(max(time - first, 0.0), OLDEST)
 
 
 @kernel
@@ -163,7 +170,7 @@ def _payer(state: State, row: int, payee_ref: int, time: float, amount: float, x
     x[29], x[30], x[31], x[32], x[33] = usual, deviation, high3, high7, high14
     x[45], x[46] = (amount - usual) / max(deviation, 0.3 * scale), ratio
     x[47], x[48], x[49] = top / scale, second / scale, _age(time, last_fraud)
-    x[50], x[52] = _age(time, state.first_N[row]) if newest >= 0 else 0.0, seen
+    x[50], x[52] = _seniority(time, state.first_N[row]) if newest >= 0 else 0.0, min(seen, MOST_EVENTS)
     x[56] = _age(time, received_time)
     x[57] = min(received_sum / max(amount, 1e-6), 100.0)
     x[58] = state.frauds_NR[row, 1]
@@ -251,7 +258,7 @@ def _payee(state: State, row: int, payer_ref: int, time: float, maturity: float,
     x[25] = recent_ratio / min(seen, 5) if seen else 1.0
     x[27] = risk / min(seen, 10) if seen else 0.0
     x[34], x[35], x[36], x[37] = _age(time, run_first), run_length, run_genuine, _age(time, last_genuine)
-    x[51], x[53] = _age(time, state.first_N[row]) if newest >= 0 else 0.0, seen
+    x[51], x[53] = _seniority(time, state.first_N[row]) if newest >= 0 else 0.0, min(seen, MOST_EVENTS)
     x[54], x[55] = payers7, _age(time, last_time)
     x[59] = state.frauds_NR[row, 0]
     x[63], x[64] = co_risk, co_device_risk
@@ -288,7 +295,7 @@ def _device(state: State, row: int, payer_ref: int, time: float, x: F64) -> None
                 repeated = True
                 break
         payers += 0 if repeated else 1
-    x[66] = _age(time, state.first_N[row]) if newest >= 0 else 0.0
+    x[66] = _seniority(time, state.first_N[row]) if newest >= 0 else 0.0
     x[67], x[68], x[69] = payers, state.frauds_NR[row, 2], state.linked_frauds_N[row]
     x[70] = _age(time, state.last_fraud_N[row])
 

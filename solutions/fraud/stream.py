@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import pandas as pd
 
 from solutions.fraud.messages import (
@@ -235,9 +236,16 @@ class Service:
 
 
 def publish(
-    frame: pd.DataFrame, settings: StreamSettings, *, progress: Callable[[int], None] | None = None
+    frame: pd.DataFrame,
+    settings: StreamSettings,
+    *,
+    also_due: pd.DataFrame | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> tuple[int, int]:
-    """Send a canonical frame's payments, and its fraud labels when they are due, in the order of time.
+    """Send a canonical frame's payments, and the fraud labels when they are due, in the order of time.
+
+    Args:
+        also_due: earlier payments, whose labels fall due while `frame` is sent.
 
     Returns the numbers of payments and labels sent. Labels due after the last payment are not sent.
     """
@@ -245,17 +253,23 @@ def publish(
 
     from solutions.fraud.engine import seconds
 
-    event_time, label_time = seconds(frame["event_time"]), seconds(frame["label_time"])
-    due = sorted((t, i) for i, t in enumerate(label_time) if frame["is_fraud"].iat[i] == 1 and t < event_time[-1])
+    event_time = seconds(frame["event_time"])
+    known = frame if also_due is None else pd.concat([also_due, frame], ignore_index=True)
+    label_time = seconds(known["label_time"])
+    in_time = (label_time >= event_time[0]) & (label_time < event_time[-1])
+    frauds = np.flatnonzero((known["is_fraud"].to_numpy() == 1) & in_time)
+    due = frauds[np.argsort(label_time[frauds], kind="stable")]
+    known_names = known["transaction_id"].tolist()
     producer = _client(KafkaProducer, settings, linger_ms=5, acks=1)
     devices = frame["device"] if "device" in frame else pd.Series([None] * len(frame))
-    rows = zip(frame["transaction_id"], event_time, frame["payer"], frame["payee"], frame["amount"], devices, strict=True)
-    names = frame["transaction_id"].tolist()
+    rows = zip(
+        frame["transaction_id"], event_time, frame["payer"], frame["payee"], frame["amount"], devices, strict=True
+    )
     sent = 0
     for n, (name, when, payer, payee, amount, device) in enumerate(rows):
-        while sent < len(due) and due[sent][0] < when:
-            at, i = due[sent]
-            producer.send(settings.labels, value=encode_label(Label(names[i], True, at, "chargeback")))
+        while sent < len(due) and label_time[due[sent]] < when:
+            label = Label(known_names[due[sent]], True, float(label_time[due[sent]]), "chargeback")
+            producer.send(settings.labels, value=encode_label(label))
             sent += 1
         payment = Payment(name, float(when), payer, payee, float(amount), None if pd.isna(device) else device)
         producer.send(settings.transactions, value=encode_payment(payment))

@@ -9,7 +9,7 @@ import numpy as np
 from solutions.fraud.compiled import kernel
 from numpy.typing import NDArray
 
-from solutions.fraud.features import EXPLAINED_RATIO, RECENT_FRAUD
+from solutions.fraud.features import EXPLAINED_RATIO, MOST_EVENTS, OLDEST, RECENT_FRAUD
 from solutions.fraud.graph_state import DAY, LABEL_FRAUD, LABEL_GENUINE, LABEL_UNKNOWN, State, resolve
 
 TOKEN = (
@@ -59,8 +59,8 @@ def gather(
         if sender >= 0:
             token[10] = 1.0 if time - state.last_fraud_N[sender] < RECENT_FRAUD else 0.0
             token[11] = np.log1p(state.frauds_NR[sender].sum())
-            token[12] = np.log1p(state.count_N[sender])
-            token[13] = np.log1p(max(time - state.first_N[sender], 0.0) / DAY)
+            token[12] = np.log1p(min(state.count_N[sender], MOST_EVENTS))
+            token[13] = np.log1p(min(max(time - state.first_N[sender], 0.0), OLDEST) / DAY)
             device = resolve(state, state.device_N[sender])
             if device >= 0:
                 token[14] = np.log1p(state.frauds_NR[device, 2] + state.linked_frauds_N[device])

@@ -1,0 +1,1 @@
+"""One module of definitions per solution."""
