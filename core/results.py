@@ -204,7 +204,7 @@ def _cell(metric: Mapping[str, float] | None) -> str:
 
 # --- weighted metrics and the bootstrap over units ---
 
-WeightedMetric = Callable[[Bool, F64, F64], float]  # (target_N, score_N, weight_N) -> value
+WeightedMetric = Callable[[NDArray[Any], F64, F64], float]  # (target_N, score_N, weight_N) -> value, higher is better
 Metric = Literal["ap", "auc", "brier"] | WeightedMetric
 METRICS = ("ap", "auc", "brier")
 
@@ -252,7 +252,7 @@ class _Ranking:
 
 
 def prepare_metric(
-    metric: Metric, target_N: Bool, score_N: F64, unit_N: NDArray[np.int64], units: int
+    metric: Metric, target_N: NDArray[Any], score_N: F64, unit_N: NDArray[np.int64], units: int
 ) -> Callable[[F64], float]:
     """The metric as a function of the weight of each unit (U,); what weights do not change is done once."""
     if callable(metric):
@@ -286,9 +286,9 @@ def weighted_auc(target_N: ArrayLike, score_N: ArrayLike, weight_N: ArrayLike | 
 
 
 def check_samples(
-    target_N: ArrayLike, score_N: ArrayLike, unit_N: ArrayLike | None
-) -> tuple[Bool, F64, NDArray[np.int64]]:
-    """Targets as booleans, finite scores and unit codes 0..U-1 of one length.
+    target_N: ArrayLike, score_N: ArrayLike, unit_N: ArrayLike | None, *, binary: bool = True
+) -> tuple[NDArray[Any], F64, NDArray[np.int64]]:
+    """Targets (as booleans when `binary`), finite scores and unit codes 0..U-1 of one length.
 
     Raises:
         ValueError: lengths differ, nothing came, a target is not 0 or 1 (unknown labels must be left out), a score is
@@ -301,12 +301,12 @@ def check_samples(
             "targets, scores and units must be vectors of one length, at least one sample. "
             f"Received: {target.shape}, {score.shape}, {unit.shape}."
         )
-    if bad := int((~np.isin(target, (0, 1))).sum()):
+    if binary and (bad := int((~np.isin(target, (0, 1))).sum())):
         raise ValueError(f"targets must be 0 or 1; leave samples with unknown labels out. Received: {bad} others.")
     if bad := int((~np.isfinite(score)).sum()):
         raise ValueError(f"scores must be finite. Received: {bad} that are not.")
     codes = np.unique(unit, return_inverse=True)[1]
-    return target.astype(bool), score, codes.astype(np.int64)
+    return target.astype(bool) if binary else target, score, codes.astype(np.int64)
 
 
 def bootstrap_interval(
@@ -333,8 +333,9 @@ def bootstrap_interval(
             "`replicates` must be >= 1 and `confidence` in (0, 1). "
             f"Received: replicates={replicates}, confidence={confidence}."
         )
-    target, score, unit = check_samples(target_N, score_N, unit_N)
-    other = None if against_N is None else check_samples(target_N, against_N, unit_N)[1]
+    binary = not callable(metric)
+    target, score, unit = check_samples(target_N, score_N, unit_N, binary=binary)
+    other = None if against_N is None else check_samples(target_N, against_N, unit_N, binary=binary)[1]
     strata = np.zeros(len(target), int) if strata_N is None else np.asarray(strata_N)
     if strata.shape != target.shape:
         raise ValueError(f"`strata_N` must hold {len(target)} values. Received: shape {strata.shape}.")
