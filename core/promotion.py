@@ -32,9 +32,9 @@ class Verdict:
     reasons: tuple[str, ...]
     difference: float
     low: float
-    high: float
-    units: int
-    positive_units: int
+    high: float = math.nan
+    units: int = 0
+    positive_units: int = 0
 
 
 class NotPromotedError(RuntimeError):
