@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from solutions.fraud.data import InputError
 from solutions.fraud.graph_state import DAY
 
 TEST_STARTS = ("2018-08-15", "2018-08-08", "2018-08-01", "2018-07-25")
@@ -54,7 +55,7 @@ def handbook_folds(
         s = round((pd.Timestamp(start).timestamp() - origin) / DAY)
         first_test = s + WEEK + delay
         if s < WARM_UP_DAYS or first_test + WEEK - 1 > day_T.max():
-            raise ValueError(
+            raise InputError(
                 f"the handbook protocol needs payments from 37 days before {start} to {WEEK + delay + WEEK} days after it. "
                 f"Received: {len(np.unique(day_T))} days from {pd.Timestamp(origin, unit='s'):%Y-%m-%d}. "
                 "Use `--protocol chronological` for another stream."
@@ -75,7 +76,7 @@ def long_fold(time_T: NDArray[np.float64], *, delay_days: float = 7.0) -> list[F
     """Train on the labels of days 40-121, test from day 129."""
     day_T, origin = _days(time_T)
     if day_T.max() < 129:
-        raise ValueError(f"the long protocol tests from day 129. Received: {day_T.max() + 1} days; use chronological.")
+        raise InputError(f"the long protocol tests from day 129. Received: {day_T.max() + 1} days; use chronological.")
     train_T = (day_T >= 40) & (day_T <= 121)
     week_T = (day_T > 121 - WEEK) & (day_T <= 121)
     return [Fold("day 129", train_T, week_T, day_T >= 129, origin + 129 * DAY)]

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 class InputError(ValueError):
     """The caller's file or mapping can not be used; the message says what, where and what to do (exit code 2)."""
 
+    exit_code = 2
+
 
 @dataclass(frozen=True)
 class Table:

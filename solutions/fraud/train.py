@@ -100,10 +100,15 @@ class Stream:
         return Stream(events, self.labels, self.fraud_T[:n], self.known_at_T[:n], scenario)
 
     def verdicts(self, known_by: float, maturity: float) -> NDArray[np.int8]:
-        """LABEL_* of every payment as known at a moment: fraud on arrival, genuine once matured without a fraud label."""
+        """LABEL_* of every payment as known at a moment.
+
+        Only matured payments have a verdict: among younger ones just the frauds are known, and a model calibrated on
+        those would believe that everything is fraud.
+        """
         fraud_T = self.fraud_T & (self.known_at_T <= known_by)
         matured_T = self.events.time_T + maturity <= known_by
-        return np.where(fraud_T, LABEL_FRAUD, np.where(matured_T, LABEL_GENUINE, LABEL_UNKNOWN)).astype(np.int8)
+        verdict_T = np.where(fraud_T, LABEL_FRAUD, LABEL_GENUINE)
+        return np.where(matured_T, verdict_T, LABEL_UNKNOWN).astype(np.int8)
 
 
 @dataclass(frozen=True)
