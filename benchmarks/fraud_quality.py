@@ -19,15 +19,16 @@ SHOWN = ("ap", "auc", "cp100", "recall_fpr_0.003", "recall_fpr_0.01", "ece", "br
 
 
 def main(name: str, seeds: int) -> None:
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     protocol, delay = RUNS[name]
     results = evaluate(
         handbook(delay),
         protocol,
         seeds=seeds,
-        settings=TrainSettings(engine=EngineSettings(maturity_days=delay)),
+        settings=TrainSettings(engine=EngineSettings(maturity_days=delay), threads=1),
         label_delay_days=delay,
         progress=Clock(),
+        workers=2,
     )
     results.print(SHOWN)
     results.write(RESULTS / f"fraud_{name}.json")

@@ -52,8 +52,9 @@ def run_pipeline(source: Any, days: list[str], var_dir: Path, seed: int) -> bool
     from pipelines.defs import fraud
     from pipelines.resources import PaymentsResource, VarResource
 
-    resources = {
-        "var": VarResource(path=str(var_dir)),
+    var = VarResource(path=str(var_dir))
+    resources: dict[str, Any] = {
+        "var": var,
         "payments": PaymentsResource(
             transactions=str(source.transactions),
             columns=source.columns,
@@ -78,9 +79,9 @@ def run_pipeline(source: Any, days: list[str], var_dir: Path, seed: int) -> bool
             instance=instance,
             raise_on_error=False,
         )
-        tracker = resources["var"].tracker()
+        tracker = var.tracker()
         tracker.close(result.run_id, "FINISHED" if result.success else "FAILED")
-        return result.success
+        return bool(result.success)
 
 
 def stream_payments(frame: pd.DataFrame, history: pd.DataFrame, var_dir: Path, show: Any) -> Streamed:

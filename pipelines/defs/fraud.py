@@ -1,7 +1,7 @@
 """Dagster definitions of the fraud solution: payments -> stream -> challenger -> gate -> champion, and what watches them."""
 
 import os
-from typing import Any
+from typing import Any, Literal
 
 import dagster as dg
 import pandas as pd
@@ -49,7 +49,7 @@ def fraud_challenger(
     params = {"seed": payments.seed, "payments": len(fraud_stream), "trees": settings.trees}
     tracker.log(tracker.run_for(context.run_id), params=params, metrics=metrics)
     context.add_output_metadata({name: value for name, value in metrics.items() if name.endswith("_ap")})
-    return context.run_id
+    return str(context.run_id)
 
 
 @dg.asset_check(asset=fraud_challenger, blocking=True, description="Paired bootstrap over payers, lower bound above 0.")
@@ -59,7 +59,11 @@ def fraud_gate(fraud_challenger: str, var: VarResource) -> dg.AssetCheckResult:
 
     window = pd.read_parquet(var.fraud().evaluation(fraud_challenger))
     verdict = judge(window, champion_scores(var.tracker(), training_stream(var.fraud()), window))
-    metadata = {"reasons": "; ".join(verdict.reasons), "difference": verdict.difference, "lower_bound": verdict.low}
+    metadata: dict[str, Any] = {
+        "reasons": "; ".join(verdict.reasons),
+        "difference": verdict.difference,
+        "lower_bound": verdict.low,
+    }
     return dg.AssetCheckResult(passed=verdict.promote, metadata=metadata)
 
 
@@ -117,7 +121,7 @@ def fraud_scorer_lag() -> dg.AssetCheckResult:
     )
 
 
-def _close(context: dg.RunStatusSensorContext, status: str) -> None:
+def _close(context: dg.RunStatusSensorContext, status: Literal["FINISHED", "FAILED"]) -> None:
     tracker = VarResource().tracker()
     tracker.close(context.dagster_run.run_id, status)
 

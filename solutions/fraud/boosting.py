@@ -33,12 +33,18 @@ def published_xgboost(x_TF: F32, fraud_T: NDArray[np.bool_], *, seed: int) -> An
     return model.fit(x_TF[:, BOOK_COLUMNS], fraud_T)
 
 
-def strong_lightgbm(x_TF: F32, fraud_T: NDArray[np.bool_], *, seed: int) -> Any:
+def strong_lightgbm(x_TF: F32, fraud_T: NDArray[np.bool_], *, seed: int, threads: int = 2) -> Any:
     """The baseline to beat: 700 trees of 15 leaves on the 38 strong aggregates."""
     from lightgbm import LGBMClassifier
 
     model = LGBMClassifier(
-        n_estimators=700, num_leaves=15, learning_rate=0.02, random_state=seed, n_jobs=2, verbose=-1, deterministic=True
+        n_estimators=700,
+        num_leaves=15,
+        learning_rate=0.02,
+        random_state=seed,
+        n_jobs=threads,
+        verbose=-1,
+        deterministic=True,
     )
     return model.fit(x_TF[:, STRONG_COLUMNS], fraud_T)
 

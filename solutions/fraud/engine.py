@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from solutions.fraud.compiled import kernel
 from numpy.typing import NDArray
 
+from solutions.fraud.compiled import kernel
 from solutions.fraud.episodes import SCRATCH, Episodes, no_episodes
 from solutions.fraud.features import AGGREGATES, observe
 from solutions.fraud.graph_state import (
@@ -216,11 +216,12 @@ class Engine:
         x_TF = np.empty((len(events), len(AGGREGATES)), np.float32)
         none = Labels(np.zeros(0, np.uint64), np.zeros(0), np.zeros(0, bool))
         late = labels or none
-        _run(
-            self.state,
-            *(events.key_TE, events.time_T, events.amount_T, late.key_T, late.time_T, late.fraud_T, slot_T),
-            *(self.settings.maturity_days * DAY, self.high_amount, self.episodes, x_TF, *tokens, *masks),
+        maturity = self.settings.maturity_days * DAY
+        arguments: tuple[Any, ...] = (
+            *(self.state, events.key_TE, events.time_T, events.amount_T, late.key_T, late.time_T, late.fraud_T),
+            *(slot_T, maturity, self.high_amount, self.episodes, x_TF, *tokens, *masks),
         )
+        _run(*arguments)
         return Observed(x_TF, tokens, masks)
 
     def apply_labels(self, key_T: U64, fraud_T: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from solutions.fraud.compiled import kernel
 from numpy.typing import NDArray
 
+from solutions.fraud.compiled import kernel
 from solutions.fraud.graph_state import DAY, LABEL_FRAUD, LABEL_GENUINE, LABEL_UNKNOWN, State
 
 F64 = NDArray[np.float64]
@@ -62,10 +62,13 @@ class Episodes(NamedTuple):
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Episodes:
-        return episodes(**{k: np.asarray(v, float) if isinstance(v, list) else float(v) for k, v in values.items()})
+        fields: dict[str, Any] = {
+            k: np.asarray(v, float) if isinstance(v, list) else float(v) for k, v in values.items()
+        }
+        return episodes(**fields)
 
 
-def episodes(*, hazard: float, end_L: F64, fraud_rate: float, **bins_A: F64) -> Episodes:
+def episodes(*, hazard: float, end_L: F64, fraud_rate: float, **bins_A: Any) -> Episodes:
     """Parameters with their derived parts; after day L an episode ends at the rate of day L."""
     end_K = np.append(end_L, np.full(max(AGES - len(end_L), 0), end_L[-1]))[:AGES]
     alive_K = np.append(1.0, np.cumprod(1.0 - end_K)[:-1])

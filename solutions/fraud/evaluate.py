@@ -7,20 +7,22 @@ unit of independence; spread over seeds and folds is printed beside it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from core.results import Results, bootstrap_interval, measured, summarise
-from solutions.fraud.boosting import BOOK_COLUMNS, STRONG_COLUMNS, published_xgboost, strong_lightgbm
+from solutions.fraud.boosting import BOOK_COLUMNS, STRONG_COLUMNS, Boosting, published_xgboost, strong_lightgbm
+from solutions.fraud.canaries import Canary, run_canaries
 from solutions.fraud.data import ColumnMapping, InputError, LoadedPayments, load_payments
 from solutions.fraud.decisions import DecisionPolicy, decide, money_saved
-from solutions.fraud.engine import EngineSettings
+from solutions.fraud.engine import EngineSettings, Observed
 from solutions.fraud.graph_state import LABEL_FRAUD, LABEL_UNKNOWN
 from solutions.fraud.metrics import figures
 from solutions.fraud.model import FraudModel
@@ -65,12 +67,12 @@ def score_parts(model: FraudModel, prepared: Prepared, chosen_T: NDArray[np.bool
     return {name: model.blend.probability(logits, name) for name in ("lightgbm", "network", "fused")}
 
 
-def score_baselines(fold: Fold, prepared: Prepared) -> dict[str, F64]:
+def score_baselines(fold: Fold, prepared: Prepared, threads: int) -> dict[str, F64]:
     """Baselines on the same labels. Neither draws anything at random, so one training serves every seed."""
     x, fraud_T, test_T = prepared.observed.x_TF, prepared.verdict_T == LABEL_FRAUD, fold.test_T
     known_T = fold.train_T & (prepared.verdict_T != LABEL_UNKNOWN)
     week_T = fold.week_T & (prepared.verdict_T != LABEL_UNKNOWN)
-    strong = strong_lightgbm(x[known_T], fraud_T[known_T], seed=0)
+    strong = strong_lightgbm(x[known_T], fraud_T[known_T], seed=0, threads=threads)
     probability = {"lightgbm_strong": strong.predict_proba(x[test_T][:, STRONG_COLUMNS])[:, 1]}
     if fraud_T[week_T].any():
         book = published_xgboost(x[week_T], fraud_T[week_T], seed=0)
@@ -83,7 +85,7 @@ def score_fold(
 ) -> list[ScoredWindow]:
     """Train every model of the table on the same labels and score the fold's test window, once per seed."""
     test_T = fold.test_T
-    baselines = score_baselines(fold, prepared)
+    baselines = score_baselines(fold, prepared, settings.threads)
     windows = []
     for seed in range(seeds):
         progress(f"fold {fold.name}, seed {seed}")
@@ -122,7 +124,7 @@ def window_figures(window: ScoredWindow, name: str, policy: DecisionPolicy) -> d
 
 def pooled(windows: list[ScoredWindow], name: str) -> F64:
     """Mean probability over the seeds of one fold."""
-    return np.mean([w.probability[name] for w in windows], axis=0)
+    return np.asarray(np.mean([w.probability[name] for w in windows], axis=0))
 
 
 def rows_of(by_fold: list[list[ScoredWindow]], policy: DecisionPolicy) -> list[dict[str, Any]]:
@@ -167,6 +169,23 @@ def published_rows() -> list[dict[str, Any]]:
     ]
 
 
+def run_fold(stream: Stream, fold: Fold, settings: TrainSettings, seeds: int, progress: Progress) -> list[ScoredWindow]:
+    """One fold from an empty state to its scored windows, one per seed; knows nothing of what comes after the fold."""
+    end = int(np.flatnonzero(fold.test_T)[-1]) + 1
+    part = stream.head(end)
+    cut = Fold(fold.name, fold.train_T[:end], fold.week_T[:end], fold.test_T[:end], fold.known_by)
+    progress(f"fold {fold.name}: replaying {end:,} payments")
+    prepared = prepare(part, cut.train_T, cut.known_by, settings, also_tokens_T=cut.test_T)
+    return score_fold(part, cut, prepared, settings, seeds=seeds, progress=progress)
+
+
+def _worker_fold(stream: Stream, fold: Fold, settings: TrainSettings, seeds: int) -> list[ScoredWindow]:
+    import torch
+
+    torch.set_num_threads(1)
+    return run_fold(stream, fold, replace(settings, threads=1), seeds, lambda _: None)
+
+
 def evaluate(
     loaded: LoadedPayments,
     protocol: str,
@@ -175,8 +194,13 @@ def evaluate(
     settings: TrainSettings,
     label_delay_days: float,
     progress: Progress,
+    workers: int = 1,
 ) -> Results:
-    """Run a protocol on a loaded stream with `seeds` seeds; see `run_evaluation` for the command."""
+    """Run a protocol on a loaded stream; see `run_evaluation` for the command.
+
+    Args:
+        workers: processes that share the folds, one thread each. More than one changes the cost, not the figures' meaning.
+    """
     if seeds < 1:
         raise InputError(f"`--seeds` must be >= 1. Received: seeds={seeds}.")
     with measured() as cost:
@@ -185,13 +209,14 @@ def evaluate(
         if protocol == "chronological":
             settings = replace(settings, warm_up_days=0.0)
         by_fold: list[list[ScoredWindow]] = []
-        for fold in folds:
-            progress(f"fold {fold.name}: replaying {len(stream):,} payments")
-            end = int(np.flatnonzero(fold.test_T)[-1]) + 1
-            part = stream.head(end)
-            cut = Fold(fold.name, fold.train_T[:end], fold.week_T[:end], fold.test_T[:end], fold.known_by)
-            prepared = prepare(part, cut.train_T, cut.known_by, settings, also_tokens_T=cut.test_T)
-            by_fold.append(score_fold(part, cut, prepared, settings, seeds=seeds, progress=progress))
+        if workers == 1 or len(folds) == 1:
+            by_fold = [run_fold(stream, fold, settings, seeds, progress) for fold in folds]
+        else:
+            with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+                waiting = [pool.submit(_worker_fold, stream, fold, settings, seeds) for fold in folds]
+                for fold, future in zip(folds, waiting, strict=True):
+                    by_fold.append(future.result())
+                    progress(f"fold {fold.name} done")
         rows = rows_of(by_fold, DecisionPolicy())
     return Results(
         task="fraud",
@@ -212,9 +237,10 @@ def run_evaluation(
     json_path: Path | None,
     label_delay_days: float = 7.0,
     account_to_account: bool = False,
+    canaries: bool = False,
     progress: Progress = lambda _: None,
 ) -> Results:
-    """Load a file, run a protocol, print the table and write the JSON."""
+    """Load a file, run a protocol, print the table and write the JSON; with `canaries`, look for leaks as well."""
     if protocol not in PROTOCOLS:
         raise InputError(f"`--protocol` must be one of {', '.join(PROTOCOLS)}. Received: {protocol}.")
     loaded = load_payments(
@@ -224,15 +250,40 @@ def run_evaluation(
         account_to_account=account_to_account,
     )
     engine = EngineSettings(maturity_days=label_delay_days, account_to_account=account_to_account)
+    settings = TrainSettings(engine=engine)
     results = evaluate(
         loaded,
         protocol,
         seeds=seeds,
-        settings=TrainSettings(engine=engine),
+        settings=settings,
         label_delay_days=label_delay_days,
         progress=progress,
     )
     results.print(("ap", "auc", "cp100", "recall_fpr_0.003", "ece", "brier", "money_saved"))
+    if canaries:
+        progress("leakage canaries")
+        found = check_for_leaks(loaded, settings)
+        for canary in found:
+            print(f"canary {'ok  ' if canary.ok else 'DEAD'} {canary.name}: {canary.figure:.4g} ({canary.meaning})")
+        results = replace(results, extra=results.extra | {"canaries": [asdict(canary) for canary in found]})
     if json_path is not None:
         results.write(json_path)
     return results
+
+
+def check_for_leaks(loaded: LoadedPayments, settings: TrainSettings, *, most: int = 300_000) -> list[Canary]:
+    """Run the canaries on the first `most` payments, with a champion trained on their first 85 %."""
+    frame = loaded.frame.head(most)
+    stream = Stream.encode(frame, settings.engine)
+    fold = chronological_fold(stream.events.time_T)[0]
+    prepared = prepare(stream, fold.train_T, fold.known_by, replace(settings, warm_up_days=0.0))
+    fraud_T = prepared.verdict_T == LABEL_FRAUD
+    x = prepared.observed.x_TF[prepared.fit_T]
+    boosting = Boosting.train(x, fraud_T[prepared.fit_T], seed=0, trees=150, threads=settings.threads)
+
+    def score(observed: Observed, rows_T: NDArray[np.bool_]) -> float:
+        from sklearn.metrics import average_precision_score
+
+        return float(average_precision_score(stream.fraud_T[rows_T], boosting.logit(observed.x_TF[rows_T])))
+
+    return run_canaries(frame, settings, prepared, score)

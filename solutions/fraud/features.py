@@ -10,9 +10,9 @@ Windows are cut to the mailbox: an endpoint with more than M events in 30 days h
 from __future__ import annotations
 
 import numpy as np
-from solutions.fraud.compiled import kernel
 from numpy.typing import NDArray
 
+from solutions.fraud.compiled import kernel
 from solutions.fraud.episodes import Episodes, amount_bin, fraud_probability, in_episode
 from solutions.fraud.graph_state import DAY, LABEL_FRAUD, LABEL_GENUINE, LABEL_UNKNOWN, State, resolve
 
@@ -203,7 +203,7 @@ def _payee(state: State, row: int, payer_ref: int, time: float, maturity: float,
         fraud = 1 if label == LABEL_FRAUD else 0
         if label != LABEL_UNKNOWN:
             known = age - maturity
-            if 0.0 <= known:
+            if known >= 0.0:
                 if known < 30 * DAY:
                     count30 += 1
                     fraud30 += fraud

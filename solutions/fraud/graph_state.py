@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from solutions.fraud.compiled import kernel
 from numpy.typing import NDArray
+
+from solutions.fraud.compiled import kernel
 
 DAY = 86_400.0
 WAYS = 16  # Poisson load 8 of 16: 0.4 % of the sets overflow

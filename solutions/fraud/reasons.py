@@ -76,12 +76,12 @@ GROUPS = (
     Group("UNUSUAL_TIME", ("weekend", "night")),
 )
 ORDINARY = {
-    **{name: ABSENT for name in ("payee_fraud_age", "payer_fraud_age", "run_age", "device_fraud_age")},
+    **dict.fromkeys(("payee_fraud_age", "payer_fraud_age", "run_age", "device_fraud_age"), ABSENT),
     **{"payee_device_fraud_age": ABSENT, "payer_received_age": ABSENT, "seconds_since_last": 43_200.0},
     **{"amount_over_mean": 1.0, "amount_over_max": 0.4, "amount_ratio": 1.0, "payer_recent_ratio": 1.0},
     **{"largest_ratio_14d": 1.6, "second_ratio_14d": 1.4, "payer_count_1d": 2.0, "payer_count_7d": 10.0},
     **{f"{role}_{kind}": -7.0 for role in ("payer", "payee", "device") for kind in ("episode", "fraud")},
-    **{name: 90 * 86_400.0 for name in ("payer_age", "payee_age", "device_age")},
+    **dict.fromkeys(("payer_age", "payee_age", "device_age"), 90 * 86400.0),
     **{"payer_events": 100.0, "payee_events": 60.0},
 }
 

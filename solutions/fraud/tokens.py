@@ -6,9 +6,9 @@ The sender's present state is read at scoring time, so that a label which reache
 from __future__ import annotations
 
 import numpy as np
-from solutions.fraud.compiled import kernel
 from numpy.typing import NDArray
 
+from solutions.fraud.compiled import kernel
 from solutions.fraud.features import EXPLAINED_RATIO, MOST_EVENTS, OLDEST, RECENT_FRAUD
 from solutions.fraud.graph_state import DAY, LABEL_FRAUD, LABEL_GENUINE, LABEL_UNKNOWN, State, resolve
 

@@ -15,15 +15,22 @@ MAIN = "import sys; from pipelines.cli import main; sys.argv = ['vigil', *sys.ar
 
 
 def vigil(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", MAIN, *words], capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", MAIN, *words], capture_output=True, text=True, timeout=120, check=False
+    )
 
 
 def test_help_is_quick_and_imports_nothing_heavy() -> None:
-    code = f"import sys\ntry:\n    exec({MAIN!r})\nexcept SystemExit: pass\nprint([m for m in ('torch', 'pandas', 'dagster', 'mlflow', 'numba') if m in sys.modules])"
+    code = (
+        f"import sys\ntry:\n    exec({MAIN!r})\nexcept SystemExit: pass\n"
+        "print([m for m in ('torch', 'pandas', 'dagster', 'mlflow', 'numba') if m in sys.modules])"
+    )
     seconds = []
     for _ in range(3):
         start = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, timeout=60, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code, "--help"], capture_output=True, text=True, timeout=60, check=True
+        )
         seconds.append(time.perf_counter() - start)
     assert done.stdout.rstrip().endswith("[]")
     assert "fraud" in done.stdout
@@ -33,7 +40,9 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
 def test_a_wrong_column_is_answered_with_the_likely_one(tmp_path: Path) -> None:
     path = tmp_path / "payments.csv"
     random_stream(50).rename(columns={"payer": "CUSTOMER_ID"}).to_csv(path, index=False)
-    done = vigil("fraud", "train", "--transactions", str(path), "--out", str(tmp_path / "m"), "--columns", "payer=CUSTOMERID")
+    done = vigil(
+        "fraud", "train", "--transactions", str(path), "--out", str(tmp_path / "m"), "--columns", "payer=CUSTOMERID"
+    )
     assert done.returncode == 2
     assert "CUSTOMER_ID" in done.stderr
     assert "Traceback" not in done.stderr
@@ -43,7 +52,16 @@ def test_an_unknown_model_and_a_missing_file_are_exit_code_2(tmp_path: Path) -> 
     path = tmp_path / "payments.parquet"
     random_stream(50).to_parquet(path)
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    words = ("fraud", "replay", "--transactions", str(path), "--out", str(tmp_path / "s.parquet"), "--tracking-uri", store)
+    words = (
+        "fraud",
+        "replay",
+        "--transactions",
+        str(path),
+        "--out",
+        str(tmp_path / "s.parquet"),
+        "--tracking-uri",
+        store,
+    )
     done = vigil(*words, "--model", "fraud@champion")
     assert done.returncode == 2
     assert "no model fraud@champion in the registry" in done.stderr

@@ -29,7 +29,9 @@ def test_own_label_and_later_events_do_not_touch_a_payment() -> None:
     target = 1000
     changed = frame.copy()
     changed.loc[target, "is_fraud"] = 1 - changed.loc[target, "is_fraud"]
-    changed.loc[target, "label_time"] = changed.loc[target, "event_time"]  # known the moment it happens: still not before
+    changed.loc[target, "label_time"] = changed.loc[
+        target, "event_time"
+    ]  # known the moment it happens: still not before
     changed.loc[target + 1 :, "amount"] = 999.0
     assert_same(observe(frame), observe(changed), slice(0, target + 1))
 

@@ -71,7 +71,9 @@ def test_causes_never_quote_identifiers() -> None:
     assert secret not in str(bad.value)
 
 
-@pytest.mark.parametrize("when", ["2024-05-01T10:00:00Z", "2024-05-01T12:00:00+02:00", 1714557600000, "2024-05-01T10:00:00"])
+@pytest.mark.parametrize(
+    "when", ["2024-05-01T10:00:00Z", "2024-05-01T12:00:00+02:00", 1714557600000, "2024-05-01T10:00:00"]
+)
 def test_all_spellings_of_a_moment_agree(when: object) -> None:
     assert parse_payment(json.dumps(GOOD | {"event_time": when}).encode()).event_time == 1714557600.0
 
