@@ -131,5 +131,5 @@ class Fuser(nn.Module):
         mean_BMD = (member_BML @ value_BLD) / count_BM.clamp_min(1.0).unsqueeze(-1)
         here_BM = (count_BM > 0).to(value_BLD.dtype)
         score_BM = self.gate(mean_BMD.flatten(1)) + (here_BM - 1.0) * 1e9
-        route_BM: Tensor = score_BM.softmax(-1) * here_BM * here_BM.sum(-1, keepdim=True)
+        route_BM: Tensor = score_BM.softmax(-1) * here_BM.sum(-1, keepdim=True)
         return route_BM

@@ -123,8 +123,13 @@ def test_dropout_only_acts_in_training() -> None:
     model = backbone(dropout=0.5)
     x_BSD, mask_BS = tokens()
     assert not torch.equal(model(x_BSD, mask_BS).h_BD, model(x_BSD, mask_BS).h_BD)
+    calls: list[nn.Module] = []
+    for layer in model.modules():
+        if isinstance(layer, nn.Dropout):
+            layer.register_forward_hook(lambda layer, *_: calls.append(layer))
     model.eval()
     assert torch.equal(model(x_BSD, mask_BS).h_BD, model(x_BSD, mask_BS).h_BD)
+    assert len(calls) == 2 * 2 * 2  # two calls, two layers, after attention and after the mixture
 
 
 def test_exits_are_off_by_default_and_heads_alone_do_not_leave() -> None:
