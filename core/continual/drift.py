@@ -184,9 +184,9 @@ def _rise(error_N: F64, delta: float, least_rise: float) -> tuple[int, int] | No
 
     detector = ADWIN(delta=delta)
     for i, error in enumerate(error_N):
-        before, width = detector.estimation, int(detector.width)
+        width = int(detector.width)
         detector.update(float(error))
-        if detector.drift_detected and detector.estimation > before:
+        if detector.drift_detected:
             start = i - width
             # ADWIN drops whole buckets of up to half its window, so its own cut may lie far before the change
             at = start + _split(error_N[start:])

@@ -99,6 +99,14 @@ def test_errors_that_fall_are_no_alarm() -> None:
     assert not error_shift(np.concatenate([rng.random(3000), rng.random(3000) * 0.5])).rose
 
 
+def test_a_rise_after_an_improvement_is_found() -> None:
+    rng = np.random.default_rng(11)
+    error = np.concatenate([rng.random(3000) * size for size in (1.0, 0.2, 0.4)])
+    found = error_shift(error)
+    assert found.at == pytest.approx(6000, abs=60)
+    assert found.after == pytest.approx(2 * found.before, rel=0.15)
+
+
 def test_a_rise_too_small_to_matter_is_no_alarm() -> None:
     rng = np.random.default_rng(7)
     error = np.concatenate([0.5 + 0.02 * rng.random(5000), 0.53 + 0.02 * rng.random(5000)])
@@ -117,6 +125,8 @@ def test_missed_rare_events_keep_their_size_when_classes_are_watched_apart() -> 
     assert apart.after > 1.7 * apart.before
     assert mixed.after < 1.5 * mixed.before, "the control: 99 % genuine payments dilute the rise"
     assert apart.at == pytest.approx(n // 2, abs=2500)  # frauds come every hundred payments
+    report = detect(window(rng), window(rng), NAMES, error, group_N=fraud)
+    assert (report.error_group, report.error_after) == ("True", apart.after)
 
 
 def test_a_change_of_the_base_rate_is_no_error_shift_when_classes_are_watched_apart() -> None:
