@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 MAX_BYTES = 65_536
 MILLISECONDS_FROM = 1e11  # epoch numbers above are milliseconds: as seconds they would lie after the year 5000
+MOST_AMOUNT = 1e15  # above it single precision loses whole units; no currency needs it
 
 
 class BadRecordError(ValueError):
@@ -53,8 +54,8 @@ def _object(raw: bytes) -> dict[str, Any]:
     if len(raw) > MAX_BYTES:
         raise BadRecordError(f"record is larger than {MAX_BYTES} bytes: {len(raw)}")
     try:
-        value = json.loads(raw)
-    except (UnicodeDecodeError, ValueError, RecursionError):
+        value = json.loads(raw.decode())  # bytes would also be taken as UTF-16
+    except (ValueError, RecursionError):  # a UnicodeDecodeError is a ValueError
         raise BadRecordError("record is not JSON in UTF-8") from None
     if not isinstance(value, dict):
         raise BadRecordError(f"record is not a JSON object but a {type(value).__name__}")
@@ -68,6 +69,10 @@ def _identifier(record: dict[str, Any], name: str) -> str:
     text = str(value)
     if not 0 < len(text) <= 256:
         raise BadRecordError(f"`{name}` must have 1 to 256 characters; it has {len(text)}")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadRecordError(f"`{name}` must be Unicode text; it holds half a surrogate pair") from None
     return text
 
 
@@ -75,42 +80,52 @@ def _kind(record: dict[str, Any], name: str) -> str:
     return f"a {type(record[name]).__name__}" if name in record else "missing"
 
 
+def _number(record: dict[str, Any], name: str, expected: str) -> float:
+    value = record.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise BadRecordError(f"`{name}` must be {expected}; it is {_kind(record, name)}")
+    try:
+        return float(value)
+    except OverflowError:  # JSON integers have no bound
+        return math.inf
+
+
 def _time(record: dict[str, Any], name: str) -> float:
+    expected = "ISO 8601 or epoch milliseconds"
     value = record.get(name)
     if isinstance(value, str):
         try:
             moment = datetime.fromisoformat(value)
         except ValueError:
-            raise BadRecordError(f"`{name}` must be ISO 8601 or epoch milliseconds; it is another text") from None
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise BadRecordError(f"`{name}` must be ISO 8601 or epoch milliseconds; it is {_kind(record, name)}")
-    seconds = value / 1000.0 if abs(value) >= MILLISECONDS_FROM else float(value)
+            raise BadRecordError(f"`{name}` must be {expected}; it is another text") from None
+        seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    else:
+        number = _number(record, name, expected)
+        seconds = number / 1000.0 if abs(number) >= MILLISECONDS_FROM else number
     if not 0.0 < seconds < MILLISECONDS_FROM:
-        raise BadRecordError(f"`{name}` must lie after 1970; it does not")
+        raise BadRecordError(f"`{name}` must lie after 1970 and before 5138; it does not")
     return seconds
 
 
 def parse_payment(raw: bytes, mapping: dict[str, str] | None = None) -> Payment:
-    """Parse one payment; `mapping` renames (our field -> theirs).
+    """Parse one payment; `mapping` renames (our field -> theirs, and only theirs then counts).
 
     Raises:
         BadRecordError: with the cause.
     """
     record = _object(raw)
     if mapping:
-        record = record | {ours: record[theirs] for ours, theirs in mapping.items() if theirs in record}
-    amount = record.get("amount")
-    if isinstance(amount, bool) or not isinstance(amount, int | float):
-        raise BadRecordError(f"`amount` must be a number; it is {_kind(record, 'amount')}")
-    if not math.isfinite(amount) or amount < 0:
-        raise BadRecordError("`amount` must be finite and >= 0; it is not")
+        renamed = {ours: record[theirs] for ours, theirs in mapping.items() if theirs in record}
+        record = {name: value for name, value in record.items() if name not in mapping} | renamed
+    amount = _number(record, "amount", "a number")
+    if not 0 <= amount <= MOST_AMOUNT:  # NaN compares false
+        raise BadRecordError(f"`amount` must be finite, >= 0 and <= {MOST_AMOUNT:.0e}; it is not")
     return Payment(
         transaction_id=_identifier(record, "transaction_id"),
         event_time=_time(record, "event_time"),
         payer=_identifier(record, "payer"),
         payee=_identifier(record, "payee"),
-        amount=float(amount),
+        amount=amount,
         device=_identifier(record, "device") if record.get("device") is not None else None,
     )
 
@@ -123,7 +138,7 @@ def parse_label(raw: bytes) -> Label:
     """
     record = _object(raw)
     verdict = record.get("is_fraud")
-    if verdict not in (True, False):  # 1 and 0 are equal to them
+    if verdict not in (True, False):  # 1 and 0 equal them
         raise BadRecordError(f"`is_fraud` must be true, false, 1 or 0; it is {_kind(record, 'is_fraud')}")
     source = record.get("source", "unknown")
     if not isinstance(source, str):

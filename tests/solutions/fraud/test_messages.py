@@ -48,8 +48,11 @@ def test_any_bytes_parse_or_give_a_cause(raw: bytes) -> None:
 @pytest.mark.parametrize(
     ("change", "cause"),
     [
-        ({"amount": -1}, "`amount` must be finite and >= 0"),
-        ({"amount": float("nan")}, "`amount` must be finite and >= 0"),
+        ({"amount": -1}, "`amount` must be finite, >= 0"),
+        ({"amount": float("nan")}, "`amount` must be finite, >= 0"),
+        ({"amount": float("inf")}, "`amount` must be finite, >= 0"),
+        ({"amount": 10**400}, "`amount` must be finite, >= 0"),
+        ({"amount": 1e300}, "`amount` must be finite, >= 0 and <= 1e"),
         ({"amount": "12"}, "`amount` must be a number; it is a str"),
         ({"amount": None}, "`amount` must be a number; it is a NoneType"),
         ({"payer": None}, "`payer` must be a string or an integer"),
@@ -57,11 +60,60 @@ def test_any_bytes_parse_or_give_a_cause(raw: bytes) -> None:
         ({"event_time": "yesterday"}, "`event_time` must be ISO 8601 or epoch milliseconds"),
         ({"event_time": True}, "`event_time` must be ISO 8601"),
         ({"event_time": -5}, "`event_time` must lie after 1970"),
+        ({"event_time": float("nan")}, "`event_time` must lie after 1970"),
+        ({"event_time": 10**400}, "`event_time` must lie after 1970"),
+        ({"event_time": "0001-01-01T00:00:00+14:00"}, "`event_time` must lie after 1970"),
+        ({"event_time": "9999-12-31"}, "`event_time` must lie after 1970 and before 5138"),
+        ({"payee": "\ud800"}, "`payee` must be Unicode text; it holds half a surrogate pair"),
+        ({"device": 1.5}, "`device` must be a string or an integer; it is a float"),
     ],
 )
 def test_a_bad_field_is_named_with_what_was_expected(change: dict[str, object], cause: str) -> None:
     with pytest.raises(BadRecordError, match=cause):
         parse_payment(json.dumps(GOOD | change).encode())
+
+
+@pytest.mark.parametrize("name", ["transaction_id", "event_time", "payer", "payee", "amount"])
+def test_a_missing_field_is_named(name: str) -> None:
+    with pytest.raises(BadRecordError, match=f"`{name}` must be .*; it is missing"):
+        parse_payment(json.dumps({k: v for k, v in GOOD.items() if k != name}).encode())
+
+
+@pytest.mark.parametrize(
+    ("raw", "cause"),
+    [
+        (b"", "record is not JSON in UTF-8"),
+        (b"\xff\xfe", "record is not JSON in UTF-8"),
+        (json.dumps(GOOD).encode("utf-16"), "record is not JSON in UTF-8"),
+        (b"[" * 60_000, "record is not JSON in UTF-8"),
+        (b"1" * 5_000, "record is not JSON in UTF-8"),  # Python refuses integers of more than 4300 digits
+        (b"[1]", "record is not a JSON object but a list"),
+        (b"null", "record is not a JSON object but a NoneType"),
+        (b" " * 65_537, "record is larger than 65536 bytes: 65537"),
+    ],
+)
+def test_what_is_no_object_is_named(raw: bytes, cause: str) -> None:
+    for parse in (parse_payment, parse_label):
+        with pytest.raises(BadRecordError, match=cause):
+            parse(raw)
+
+
+LABEL = {"transaction_id": "t1", "is_fraud": True, "label_time": "2024-05-08", "source": "chargeback"}
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        ({"is_fraud": "yes"}, "`is_fraud` must be true, false, 1 or 0; it is a str"),
+        ({"is_fraud": 2}, "`is_fraud` must be true, false, 1 or 0; it is a int"),
+        ({"is_fraud": []}, "`is_fraud` must be true, false, 1 or 0; it is a list"),
+        ({"label_time": None}, "`label_time` must be ISO 8601 or epoch milliseconds; it is a NoneType"),
+        ({"source": 7}, "`source` must be a string; it is a int"),
+    ],
+)
+def test_a_bad_label_is_named(change: dict[str, object], cause: str) -> None:
+    with pytest.raises(BadRecordError, match=cause):
+        parse_label(json.dumps(LABEL | change).encode())
 
 
 def test_causes_never_quote_identifiers() -> None:
@@ -81,6 +133,11 @@ def test_all_spellings_of_a_moment_agree(when: object) -> None:
 def test_columns_can_be_renamed() -> None:
     raw = json.dumps({**GOOD, "CUSTOMER_ID": 77, "payer": "x"}).encode()
     assert parse_payment(raw, {"payer": "CUSTOMER_ID"}).payer == "77"
+
+
+def test_a_renamed_column_is_not_replaced_by_one_that_happens_to_have_our_name() -> None:
+    with pytest.raises(BadRecordError, match="`payer` must be .*; it is missing"):
+        parse_payment(json.dumps(GOOD).encode(), {"payer": "CUSTOMER_ID"})
 
 
 def test_a_score_names_where_its_payment_was_read() -> None:
