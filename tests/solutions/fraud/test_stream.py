@@ -1,165 +1,349 @@
-"""The service on a real wire: nothing lost, bad records dead-lettered with their bytes, state rebuilt after a stop."""
+"""The service on a real wire: nothing lost, bad records dead-lettered with their bytes, order of time, exact restarts."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
+import signal
 import subprocess
+import sys
 import time
-from collections.abc import Iterator, Sequence
+import uuid
+from collections import Counter
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 
-from solutions.fraud.broker import create_topics, embedded_broker, free_port
-from solutions.fraud.messages import Label, Payment, Score
+from solutions.fraud.broker import free_port
+from solutions.fraud.messages import Label, Payment, encode_label, encode_payment
 from solutions.fraud.stream import Service, StreamError, StreamSettings, lag, publish
+from tests.kafka import local_kafka
 from tests.solutions.fraud.streams import random_stream
+from tests.solutions.fraud.stub import CountingScorer, expected_counts, read, send, settings_for
 
-TOPICS = ("transactions", "fraud_labels", "fraud_scores", "fraud_dead_letters")
-
-
-class CountingScorer:
-    """Scores by how often a payer was seen, so that a lost state shows; knows which payments it has seen."""
-
-    def __init__(self) -> None:
-        self.seen: dict[str, int] = {}
-        self.known: set[str] = set()
-
-    def score(self, payments: Sequence[Payment]) -> list[Score]:
-        scores = []
-        for p in payments:
-            self.seen[p.payer] = self.seen.get(p.payer, 0) + 1
-            self.known.add(p.transaction_id)
-            scores.append(Score(p.transaction_id, p.event_time, 1.0 / (1 + self.seen[p.payer]), "allow", (), "count/1"))
-        return scores
-
-    def apply_labels(self, labels: Sequence[Label]) -> list[str]:
-        return ["applied" if label.transaction_id in self.known else "unknown_payment" for label in labels]
+NOON = 1_714_557_600.0
 
 
-@pytest.fixture(scope="module")
-def tansu() -> Iterator[str]:
-    with embedded_broker() as address:
-        yield address
+def payment(name: str, when: float = NOON, payer: str = "c1", amount: float = 10.0) -> bytes:
+    return encode_payment(Payment(name, when, payer, "m1", amount))
 
 
-@pytest.fixture(scope="module")
-def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real Apache Kafka: KAFKA_BOOTSTRAP_SERVERS, else KAFKA_HOME or ../shared/kafka with Java, else skip."""
-    if servers := os.environ.get("KAFKA_BOOTSTRAP_SERVERS"):
-        yield servers
-        return
-    home = Path(os.environ.get("KAFKA_HOME", Path(__file__).parents[4] / "shared" / "kafka"))
-    starter = home / "bin" / "kafka-local"
-    if not starter.exists() or shutil.which("java") is None:
-        pytest.skip("no Apache Kafka: set KAFKA_BOOTSTRAP_SERVERS, or KAFKA_HOME with Java on the PATH")
-    directory = tmp_path_factory.mktemp("kafka")
-    port = free_port()
-    subprocess.run([starter, "start", directory, "--port", str(port)], check=True, capture_output=True, timeout=120)
-    try:
-        yield f"127.0.0.1:{port}"
-    finally:
-        subprocess.run([starter, "stop", directory], check=False, capture_output=True, timeout=60)
+def label(name: str, when: float = NOON) -> bytes:
+    return encode_label(Label(name, True, when, "chargeback"))
 
 
-def settings_for(address: str, name: str) -> StreamSettings:
-    topics = [f"{name}.{topic}" for topic in TOPICS]
-    create_topics(address, topics)
-    transactions, labels, scores, dead = topics
-    return StreamSettings(
-        bootstrap_servers=address,
-        transactions=transactions,
-        labels=labels,
-        scores=scores,
-        dead_letters=dead,
-        group=name,
+def fresh_name() -> str:
+    return f"test-{uuid.uuid4().hex[:10]}"
+
+
+def serve(settings: StreamSettings, scorer: CountingScorer | None = None, idle: float = 0.3) -> CountingScorer:
+    """Serve until nothing comes any more."""
+    scorer = scorer or CountingScorer()
+    Service(settings, scorer).run(until_idle=settings.patience_seconds + idle)
+    return scorer
+
+
+def scores_of(settings: StreamSettings, count: int) -> list[dict[str, Any]]:
+    return [json.loads(record.value) for record in read(settings.bootstrap_servers, settings.scores, count)]
+
+
+def dead_letters_of(settings: StreamSettings, count: int) -> list[tuple[bytes, dict[str, str]]]:
+    records = read(settings.bootstrap_servers, settings.dead_letters, count)
+    return [(r.value, {name: value.decode() for name, value in r.headers}) for r in records]
+
+
+def scored_and_dead_lettered(address: str) -> None:
+    """300 payments with labels and bad records in between, by two services one after the other."""
+    settings = settings_for(address, fresh_name())
+    frame = random_stream(300, days=30)
+    publish(frame.head(200), settings)
+    poison = [b"not json", b'{"transaction_id": "x"}', b"", payment("x").replace(b"10.0", b"NaN"), b"1" * 400]
+    send(address, settings.transactions, *poison)
+    send(address, settings.labels, label("nobody"), b"{}")
+    serve(settings)
+    publish(frame.tail(100), settings)
+    assert lag(settings) >= 100
+    serve(settings)
+    assert lag(settings) == 0
+
+    scores = scores_of(settings, 300)
+    assert [s["transaction_id"] for s in scores] == frame["transaction_id"].tolist()
+    assert [s["probability"] for s in scores] == expected_counts(frame["payer"].tolist())
+    dead = dead_letters_of(settings, len(poison) + 2)
+    assert Counter(value for value, _ in dead) == Counter([*poison, label("nobody"), b"{}"])
+    for value, headers in dead:
+        assert headers["topic"] == (settings.labels if value in (label("nobody"), b"{}") else settings.transactions)
+        assert headers["partition"] == "0"
+        assert int(headers["offset"]) >= 0
+    causes = {value: headers["cause"] for value, headers in dead}
+    assert causes[b"not json"] == "record is not JSON in UTF-8"
+    assert causes[b"1" * 400] == "record is not a JSON object but a int"
+    assert causes[label("nobody")].startswith("label for a payment that is not known")
+
+
+def test_a_stream_is_scored_and_dead_lettered_on_the_embedded_broker(tansu: str) -> None:
+    scored_and_dead_lettered(tansu)
+
+
+def test_a_stream_is_scored_and_dead_lettered_on_apache_kafka(kafka: str) -> None:
+    scored_and_dead_lettered(kafka)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 256])
+def test_a_backlog_is_taken_in_the_order_of_time_whatever_the_batch(tansu: str, batch: int) -> None:
+    settings = settings_for(tansu, fresh_name(), partitions=3, max_records=batch, patience_seconds=5.0)
+    moments = [f"t{i}" for i in range(60)]
+    for partition in range(3):
+        mine = range(partition, 60, 3)
+        send(tansu, settings.transactions, *[payment(f"t{i}", NOON + i) for i in mine], partition=partition)
+    # a label says so strictly before the first payment that is later than it is
+    send(tansu, settings.labels, label("t4", NOON + 10), label("t5", NOON + 10.5), label("t0", NOON + 99), partition=0)
+    expected = [*moments[:11], "label of t4", "label of t5", *moments[11:], "label of t0"]
+    scorer = CountingScorer()
+    Service(settings, scorer).run(max_records=63)
+    assert scorer.heard == expected
+
+
+def test_late_payments_keep_the_order_of_their_partition(tansu: str) -> None:
+    settings = settings_for(tansu, fresh_name())
+    times = {"a": NOON + 50, "b": NOON + 10, "c": NOON + 40}
+    send(tansu, settings.transactions, *[payment(name, when) for name, when in times.items()])
+    assert serve(settings).heard == ["a", "b", "c"]
+
+
+def test_a_label_waits_for_a_payment_that_is_on_its_way(tansu: str) -> None:
+    settings = settings_for(tansu, fresh_name(), patience_seconds=10.0)
+    service = Service(settings, scorer := CountingScorer())
+    send(tansu, settings.labels, label("t1"))
+    for _ in range(30):
+        service.step()
+    assert lag(settings) == 1  # not committed while it waits
+    send(tansu, settings.transactions, payment("t1"))
+    service.run(max_records=1)
+    assert scorer.heard == ["t1", "label of t1"]
+    assert lag(settings) == 0
+    assert service.served.dead_letters == 0
+
+
+def test_a_repeated_payment_gets_its_answer_again_and_counts_once(tansu: str) -> None:
+    settings = settings_for(tansu, fresh_name())
+    other = payment("t1", amount=99.0)
+    send(tansu, settings.transactions, payment("t1"), payment("t1"), payment("t2"), other)
+    serve(settings)
+    send(tansu, settings.transactions, payment("t1"))
+    serve(settings)  # also after a restart
+    scores = scores_of(settings, 4)
+    assert [(s["transaction_id"], s["probability"], s["offset"]) for s in scores] == [
+        ("t1", 0.5, 0),
+        ("t1", 0.5, 1),
+        ("t2", 0.333333, 2),
+        ("t1", 0.5, 4),
+    ]
+    [(value, headers)] = dead_letters_of(settings, 1)
+    assert value == other
+    assert headers["cause"] == "`transaction_id` was used before by another payment"
+
+
+def test_records_without_a_value_are_dead_lettered(tansu: str) -> None:
+    settings = settings_for(tansu, fresh_name())
+    service = Service(settings, CountingScorer())
+    nothing = SimpleNamespace(topic=settings.transactions, partition=0, offset=0, value=None, key=None)
+    service._dead_letter(nothing, "cause", answered=False)  # no key either: other languages can send that
+    service._deliver()
+    service.close()
+    [(value, headers)] = dead_letters_of(settings, 1)
+    assert (value, headers["null_value"]) == (b"", "true")
+
+
+def test_an_event_from_the_future_can_not_move_the_clocks(tansu: str) -> None:
+    settings = settings_for(tansu, fresh_name())
+    future = datetime.now(UTC).timestamp() + timedelta(days=30).total_seconds()
+    send(tansu, settings.transactions, payment("t1", future), payment("t2"))
+    send(tansu, settings.labels, label("t2", future))
+    assert serve(settings).heard == ["t2"]
+    causes = {headers["cause"] for _, headers in dead_letters_of(settings, 2)}
+    assert causes == {
+        "`event_time` lies more than 1 days ahead of the scorer's clock",
+        "`label_time` lies more than 1 days ahead of the scorer's clock",
+    }
+
+
+def test_fields_are_renamed(tansu: str) -> None:
+    settings = settings_for(tansu, fresh_name(), columns={"payer": "CUSTOMER_ID"})
+    send(tansu, settings.transactions, payment("t1").replace(b'"payer"', b'"CUSTOMER_ID"'))
+    assert serve(settings).heard == ["t1"]
+
+
+def test_what_the_broker_did_not_take_is_not_committed(tansu: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kafka.errors import KafkaTimeoutError
+
+    settings = settings_for(tansu, fresh_name())
+    send(tansu, settings.transactions, payment("t1"))
+    service = Service(settings, CountingScorer())
+    real_send = service.producer.send
+
+    def failing(*arguments: Any, **named: Any) -> Any:
+        future = real_send(settings.dead_letters, value=b"elsewhere")
+        future.get(5)
+        return SimpleNamespace(failed=lambda: True, exception=KafkaTimeoutError())
+
+    monkeypatch.setattr(service.producer, "send", failing)
+    with pytest.raises(StreamError, match="stopped answering or refuses \\(KafkaTimeoutError"):
+        service.run(max_records=1)
+    assert lag(settings) == 1
+    serve(settings)
+    assert len(scores_of(settings, 1)) == 1
+
+
+def test_a_record_too_large_for_the_dead_letter_topic_is_shortened(kafka: str) -> None:
+    settings = settings_for(kafka, fresh_name())
+    huge = b"x" * 1_048_500  # just fits into a topic; with headers it does not
+    send(kafka, settings.transactions, huge, payment("t1"))
+    assert serve(settings, idle=1.0).heard == ["t1"]
+    [(value, headers)] = dead_letters_of(settings, 1)
+    assert value == huge[:65_536]
+    assert headers["shortened_from"] == "1048500"
+    assert headers["offset"] == "0"  # the whole of it is still there
+
+
+def test_partitions_that_are_added_later_are_served(kafka: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kafka.admin import KafkaAdminClient
+
+    monkeypatch.setattr("solutions.fraud.stream.NEW_PARTITIONS_SECONDS", 0.3)
+    settings = settings_for(kafka, fresh_name())
+    service = Service(settings, scorer := CountingScorer())
+    send(kafka, settings.transactions, payment("t1"))
+    while not service.step():
+        pass
+    admin = KafkaAdminClient(bootstrap_servers=kafka)
+    admin.create_partitions({settings.transactions: 2})
+    admin.close()
+    send(kafka, settings.transactions, payment("t2"), partition=1)
+    service.run(max_records=1, until_idle=10.0)
+    assert scorer.heard == ["t1", "t2"]
+
+
+def start_stub(address: str, name: str, pause: float, until_idle: float) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.solutions.fraud.stub", address, name, str(pause), str(until_idle)],
+        cwd=Path(__file__).parents[3],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
-def drain(service: Service, payments: int, seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while service.served.payments < payments and time.monotonic() < deadline:
-        service.step()
-    for _ in range(5):
-        service.step()
+def with_poison(frame: pd.DataFrame) -> tuple[list[bytes], list[bytes]]:
+    """Payments of a frame with 1 % bad records in between, and those bad records."""
+    mixed, poison = [], []
+    seconds = frame["event_time"].astype("int64") / 1e6
+    for i, (row, when) in enumerate(zip(frame.itertuples(), seconds, strict=True)):
+        mixed.append(encode_payment(Payment(row.transaction_id, when, row.payer, row.payee, row.amount)))
+        if i % 100 == 50:
+            poison.append(f"poison {i}".encode())
+            mixed.append(poison[-1])
+    return mixed, poison
 
 
-def read(address: str, topic: str, count: int) -> list[Any]:
-    from kafka import KafkaConsumer
+def answered_exactly(settings: StreamSettings, frame: pd.DataFrame, poison: list[bytes]) -> int:
+    """Asserts that every payment has its right score and every bad record its letter; returns how many came twice."""
+    scores = scores_of(settings, len(frame))
+    by_name: dict[str, set[float]] = {}
+    for score in scores:
+        by_name.setdefault(score["transaction_id"], set()).add(score["probability"])
+    wanted = expected_counts(frame["payer"].tolist())
+    assert by_name == {t: {p} for t, p in zip(frame["transaction_id"], wanted, strict=True)}
+    dead = dead_letters_of(settings, len(poison))
+    assert {value for value, _ in dead} == set(poison)
+    assert {headers["cause"] for _, headers in dead} == {"record is not JSON in UTF-8"}
+    return len(scores) - len(frame)
 
-    consumer = KafkaConsumer(topic, bootstrap_servers=address, auto_offset_reset="earliest", group_id=None)
-    records: list[Any] = []
-    deadline = time.monotonic() + 20
-    while len(records) < count and time.monotonic() < deadline:
-        for part in consumer.poll(timeout_ms=200).values():
-            records.extend(part)
-    consumer.close()
-    return records
+
+def test_kill_9_in_the_middle_loses_nothing_and_changes_no_score(kafka: str) -> None:
+    settings = settings_for(kafka, fresh_name())
+    frame = random_stream(1500, days=30)
+    mixed, poison = with_poison(frame)
+    send(kafka, settings.transactions, *mixed)
+    for so_many in (300, 800):
+        victim = start_stub(kafka, settings.group, 0.001, 0)
+        read(kafka, settings.scores, so_many, drain=False)
+        victim.kill()
+        victim.communicate()
+        assert 0 < lag(settings) < 1500
+    last = start_stub(kafka, settings.group, 0.0, 1.0)
+    _, errors = last.communicate(timeout=60)
+    assert last.returncode == 0, errors
+    answered_exactly(settings, frame, poison)
+    assert lag(settings) == 0
+    assert '"event": "state rebuilt"' in errors
+    assert "poison" not in errors
 
 
-def scored_and_dead_lettered(address: str, name: str) -> None:
-    """300 payments with labels; then 1 % poison; then a new service that must continue where the old one stopped."""
-    from kafka import KafkaProducer
-
-    settings = settings_for(address, name)
-    frame = random_stream(300, days=30)
-    first, second = frame.head(200), frame.tail(100)
-    publish(first, settings)
-    poison = [b"not json", b'{"transaction_id": "x"}', b""]
-    producer = KafkaProducer(bootstrap_servers=address)
-    for raw in poison:
-        producer.send(settings.transactions, value=raw)
-    producer.send(settings.labels, value=b'{"transaction_id":"nobody","is_fraud":true,"label_time":1714557600000}')
-    producer.flush()
-    producer.close()
-    service = Service(settings, CountingScorer())
-    drain(service, 200)
-    service.close()
-
-    publish(second, settings)
-    assert lag(settings) >= 100
-    again = Service(settings, CountingScorer())
-    drain(again, 100)
-    again.close()
+def test_sigterm_ends_the_service_with_everything_committed(tansu: str) -> None:
+    settings = settings_for(tansu, fresh_name())
+    send(tansu, settings.transactions, *[payment(f"t{i}") for i in range(20)])
+    service = start_stub(tansu, settings.group, 0.0, 0)
+    read(tansu, settings.scores, 20)
+    service.send_signal(signal.SIGTERM)
+    _, errors = service.communicate(timeout=10)
+    assert service.returncode == 0
+    assert '"event": "stopped", "payments": 20' in errors
     assert lag(settings) == 0
 
-    scores = [json.loads(r.value) for r in read(address, settings.scores, 300)]
-    assert {s["transaction_id"] for s in scores} == set(frame["transaction_id"])
-    times: dict[str, int] = {}
-    expected = []
-    for payer in frame["payer"]:
-        times[payer] = times.get(payer, 0) + 1
-        expected.append(1.0 / (1 + times[payer]))
-    by_name = {s["transaction_id"]: s["probability"] for s in scores}
-    assert [by_name[t] for t in frame["transaction_id"]] == pytest.approx(expected, abs=1e-6)
 
-    dead = read(address, settings.dead_letters, 4)
-    assert {r.value for r in dead} >= {b"not json", b'{"transaction_id": "x"}'}
-    causes = {dict(r.headers)["cause"].decode() for r in dead}
-    assert "record is not JSON in UTF-8" in causes
-    assert any("label for a payment that is not known" in cause for cause in causes)
-    assert all(dict(r.headers)["topic"].decode().startswith(name) for r in dead)
-
-
-def test_on_the_embedded_broker(tansu: str) -> None:
-    scored_and_dead_lettered(tansu, "quick")
+def test_a_broker_that_is_killed_and_comes_back_is_waited_for(tmp_path: Path) -> None:
+    with local_kafka(tmp_path) as broker:
+        settings = settings_for(broker.address, fresh_name())
+        frame = random_stream(1500, days=30)
+        mixed, poison = with_poison(frame)
+        send(broker.address, settings.transactions, *mixed)
+        service = start_stub(broker.address, settings.group, 0.001, 0)
+        read(broker.address, settings.scores, 200, drain=False)
+        broker.end(signal.SIGKILL)
+        time.sleep(0.5)
+        broker.start()
+        read(broker.address, settings.scores, 1500, drain=False)
+        service.send_signal(signal.SIGTERM)
+        _, errors = service.communicate(timeout=60)
+        assert service.returncode == 0, errors
+        answered_exactly(settings, frame, poison)
 
 
-def test_on_apache_kafka(kafka: str) -> None:
-    scored_and_dead_lettered(kafka, "real")
-
-
-def test_a_missing_topic_is_named(tansu: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("solutions.fraud.stream.CONNECT_SECONDS", 0.5)
+def test_a_missing_topic_is_named(tansu: str) -> None:
+    settings = StreamSettings(bootstrap_servers=tansu, transactions="no_such_topic", connect_seconds=0.3)
+    with pytest.raises(StreamError, match=f"topic `no_such_topic` does not exist on {tansu}|topic `fraud_scores`"):
+        Service(settings, CountingScorer())
     with pytest.raises(StreamError, match="topic `no_such_topic` does not exist"):
-        Service(StreamSettings(bootstrap_servers=tansu, transactions="no_such_topic"), CountingScorer())
+        lag(settings)
 
 
-def test_an_unreachable_broker_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("solutions.fraud.stream.CONNECT_SECONDS", 0.5)
+def test_an_unreachable_broker_is_named_in_bounded_time() -> None:
     address = f"127.0.0.1:{free_port()}"
+    settings = StreamSettings(bootstrap_servers=address, connect_seconds=0.5)
+    start = time.monotonic()
+    for call in (lambda: Service(settings, CountingScorer()), lambda: lag(settings)):
+        with pytest.raises(StreamError, match=f"no Kafka broker answers at {address}"):
+            call()
     with pytest.raises(StreamError, match=f"no Kafka broker answers at {address}"):
-        Service(StreamSettings(bootstrap_servers=address), CountingScorer())
+        publish(random_stream(10), settings)
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bootstrap_servers": "localhost"}, "named HOST:PORT. Received: 'localhost'"),
+        ({"bootstrap_servers": ""}, "named HOST:PORT. Received: 'nothing'"),
+        ({"bootstrap_servers": "http://a:1"}, "named HOST:PORT"),
+        ({"max_records": 0}, "`max_records` must be >= 1. Received: max_records=0"),
+        ({"patience_seconds": -1.0}, "`patience_seconds` must be >= 0"),
+        ({"scores": "transactions"}, "the four topics must differ"),
+    ],
+)
+def test_settings_refuse_nonsense(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as refused:
+        StreamSettings(**{"bootstrap_servers": "127.0.0.1:9092", **change})
+    assert refused.value.exit_code == 2  # type: ignore[attr-defined]

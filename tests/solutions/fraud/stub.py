@@ -1,0 +1,116 @@
+"""A scorer whose answers show its state, topics of one's own, and a service to be killed.
+
+python -m tests.solutions.fraud.stub ADDRESS NAME SECONDS_PER_PAYMENT UNTIL_IDLE
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from core.logs import show_events
+from solutions.fraud.broker import create_topics
+from solutions.fraud.messages import Label, Payment, Score
+from solutions.fraud.stream import Service, StreamSettings
+
+
+class CountingScorer:
+    """Scores by how often a payer was seen, so that a lost state shows; knows which payments it has seen."""
+
+    def __init__(self, pause: float = 0.0) -> None:
+        self.pause = pause
+        self.seen: dict[str, int] = {}
+        self.known: set[str] = set()
+        self.heard: list[str] = []  # everything in the order in which it came: names of payments, "label of ..."
+
+    def score(self, payments: Sequence[Payment]) -> list[Score]:
+        scores = []
+        for p in payments:
+            time.sleep(self.pause)
+            self.heard.append(p.transaction_id)
+            self.seen[p.payer] = self.seen.get(p.payer, 0) + 1
+            self.known.add(p.transaction_id)
+            scores.append(Score(p.transaction_id, p.event_time, 1.0 / (1 + self.seen[p.payer]), "allow", (), "count/1"))
+        return scores
+
+    def apply_labels(self, labels: Sequence[Label]) -> list[str]:
+        outcomes = ["applied" if label.transaction_id in self.known else "unknown_payment" for label in labels]
+        self.heard += [
+            f"label of {label.transaction_id}"
+            for label, outcome in zip(labels, outcomes, strict=True)
+            if outcome == "applied"
+        ]
+        return outcomes
+
+
+def expected_counts(payers: Sequence[str]) -> list[float]:
+    """What CountingScorer says to payments of these payers, in this order."""
+    times: dict[str, int] = {}
+    scores = []
+    for payer in payers:
+        times[payer] = times.get(payer, 0) + 1
+        scores.append(round(1.0 / (1 + times[payer]), 6))
+    return scores
+
+
+def settings_for(address: str, name: str, *, partitions: int = 1, **changes: Any) -> StreamSettings:
+    """Topics and a group of one's own."""
+    settings = StreamSettings(
+        bootstrap_servers=address,
+        transactions=f"{name}.transactions",
+        labels=f"{name}.labels",
+        scores=f"{name}.scores",
+        dead_letters=f"{name}.dead",
+        group=name,
+        **{"patience_seconds": 0.2, **changes},
+    )
+    create_topics(address, settings.topics()[:2], partitions=partitions)
+    create_topics(address, settings.topics()[2:])
+    return settings
+
+
+def send(address: str, topic: str, *values: bytes, key: bytes | None = None, partition: int | None = None) -> None:
+    from kafka import KafkaProducer
+
+    producer = KafkaProducer(bootstrap_servers=address, max_request_size=1 << 24)
+    futures = [producer.send(topic, value=value, key=key, partition=partition) for value in values]
+    producer.flush(30)
+    producer.close()
+    for future in futures:
+        future.get(0)
+
+
+def read(address: str, topic: str, count: int, *, seconds: float = 30.0, drain: bool = True) -> list[Any]:
+    """At least `count` records of a topic; `drain`: and all that follow at once."""
+    from kafka import KafkaConsumer
+
+    consumer = KafkaConsumer(
+        topic, bootstrap_servers=address, auto_offset_reset="earliest", group_id=None, fetch_max_wait_ms=10
+    )
+    records: list[Any] = []
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        polled = [record for part in consumer.poll(timeout_ms=200).values() for record in part]
+        records.extend(polled)
+        if len(records) >= count and not (drain and polled):
+            break
+    consumer.close()
+    return records
+
+
+def main() -> None:
+    address, name, pause, until_idle = sys.argv[1:]
+    show_events()
+    stopping: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: stopping.append(number))
+    settings = settings_for(address, name, max_records=64)
+    service = Service(settings, CountingScorer(float(pause)))
+    print("ready", flush=True)
+    service.run(lambda: bool(stopping), until_idle=float(until_idle) or None)
+
+
+if __name__ == "__main__":
+    main()
