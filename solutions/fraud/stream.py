@@ -118,7 +118,7 @@ class Service:
             max_request_size=1 << 26,  # what is too large, the broker says
             max_block_ms=outage_ms,
             delivery_timeout_ms=outage_ms,
-            request_timeout_ms=min(30_000, outage_ms),
+            request_timeout_ms=min(30_000, outage_ms // 2),  # must be shorter than the delivery
         )
 
     def _look_for_partitions(self) -> None:

@@ -59,7 +59,9 @@ class StreamSettings:
         for name in ("max_records", "max_wait_ms", "remembered"):
             if getattr(self, name) < 1:
                 raise InputError(f"`{name}` must be >= 1. Received: {name}={getattr(self, name)}.")
-        for name in ("connect_seconds", "outage_seconds", "patience_seconds", "max_ahead_days"):
+        if not self.outage_seconds >= 1:
+            raise InputError(f"`outage_seconds` must be >= 1. Received: outage_seconds={self.outage_seconds}.")
+        for name in ("connect_seconds", "patience_seconds", "max_ahead_days"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"`{name}` must be >= 0. Received: {name}={getattr(self, name)}.")
 
@@ -73,7 +75,7 @@ def connect(make: Callable[..., Any], settings: StreamSettings, **options: Any) 
     Raises:
         StreamError: when no broker answers in `connect_seconds`.
     """
-    from kafka.errors import KafkaError
+    from kafka.errors import KafkaConfigurationError, KafkaError
 
     deadline = time.monotonic() + settings.connect_seconds
     while True:
@@ -81,6 +83,8 @@ def connect(make: Callable[..., Any], settings: StreamSettings, **options: Any) 
         servers = [address.strip() for address in settings.bootstrap_servers.split(",")]
         try:
             return make(bootstrap_servers=servers, bootstrap_timeout_ms=int(left * 1000), **options)
+        except KafkaConfigurationError:
+            raise  # a mistake of ours: waiting does not help
         except KafkaError as error:
             if time.monotonic() > deadline - 0.2:
                 raise StreamError(

@@ -128,8 +128,9 @@ def test_a_label_waits_for_a_payment_that_is_on_its_way(tansu: str) -> None:
     assert service.served.dead_letters == 0
 
 
-def test_a_repeated_payment_gets_its_answer_again_and_counts_once(tansu: str) -> None:
-    settings = settings_for(tansu, fresh_name())
+@pytest.mark.parametrize("batch", [1, 256])
+def test_a_repeated_payment_gets_its_answer_again_and_counts_once(tansu: str, batch: int) -> None:
+    settings = settings_for(tansu, fresh_name(), max_records=batch)
     other = payment("t1", amount=99.0)
     send(tansu, settings.transactions, payment("t1"), payment("t1"), payment("t2"), other)
     serve(settings)
@@ -196,6 +197,30 @@ def test_what_the_broker_did_not_take_is_not_committed(tansu: str, monkeypatch: 
     assert lag(settings) == 1
     serve(settings)
     assert len(scores_of(settings, 1)) == 1
+
+
+def test_a_commit_is_tried_again_while_the_broker_is_away(tansu: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kafka.errors import KafkaConnectionError, TopicAuthorizationFailedError
+
+    settings = settings_for(tansu, fresh_name(), outage_seconds=5.0)
+    send(tansu, settings.transactions, payment("t1"))
+    service = Service(settings, CountingScorer())
+    commit, away = service.consumer.commit, [KafkaConnectionError(), KafkaConnectionError()]
+
+    def failing(*arguments: Any, **named: Any) -> Any:
+        if away:
+            raise away.pop()
+        return commit(*arguments, **named)
+
+    monkeypatch.setattr(service.consumer, "commit", failing)
+    while not service.step():
+        pass
+    assert not away
+    assert lag(settings) == 0
+    away.append(TopicAuthorizationFailedError())  # waiting would not help
+    send(tansu, settings.transactions, payment("t2"))
+    with pytest.raises(StreamError, match="refuses \\(TopicAuthorizationFailedError"):
+        service.run(max_records=1)
 
 
 def test_a_record_too_large_for_the_dead_letter_topic_is_shortened(kafka: str) -> None:
