@@ -41,14 +41,19 @@ class Cost:
 
 @contextmanager
 def measured() -> Iterator[Cost]:
-    """`with measured() as cost:` fills `cost` at the end of the block, also when it raises. Children do not count."""
-    cost, wall, cpu = Cost(), time.perf_counter(), time.process_time()
+    """`with measured() as cost:` fills `cost` at the end of the block, also when it raises. Children that have ended count."""
+    cost, wall, cpu = Cost(), time.perf_counter(), _cpu_seconds()
     try:
         yield cost
     finally:
         cost.seconds = round(time.perf_counter() - wall, 2)
-        cost.cpu_seconds = round(time.process_time() - cpu, 2)
+        cost.cpu_seconds = round(_cpu_seconds() - cpu, 2)
         cost.peak_rss_mb = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+
+def _cpu_seconds() -> float:
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def sha256_file(path: Path) -> str:

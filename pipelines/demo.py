@@ -6,8 +6,10 @@ late, and the champion scores them.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,17 @@ WARM_UP_DAYS = 5.0
 SLICE_DAYS = 3.0
 SIMULATED_DAYS = 40
 LABEL_DELAY_DAYS = 7.0
+
+
+class _Show(logging.Handler):
+    """Hands what the pipeline reports to the progress bar."""
+
+    def __init__(self, show: Callable[[str], None]) -> None:
+        super().__init__()
+        self.show = show
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.show(record.getMessage())
 
 
 @dataclass(frozen=True)
@@ -72,11 +85,13 @@ def run_pipeline(source: Any, days: list[str], var_dir: Path, seed: int) -> bool
             "dagster/asset_partition_range_start": days[0],
             "dagster/asset_partition_range_end": days[-1],
         }
-        dg.materialize([fraud.fraud_payments], resources=resources, instance=instance, tags=ranged)
+        quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+        dg.materialize([fraud.fraud_payments], resources=resources, instance=instance, tags=ranged, run_config=quiet)
         result = dg.materialize(
             [fraud.fraud_stream, fraud.fraud_challenger, fraud.fraud_champion, fraud.fraud_gate],
             resources=resources,
             instance=instance,
+            run_config=quiet,
             raise_on_error=False,
         )
         tracker = var.tracker()
@@ -138,7 +153,7 @@ def _read_scores(address: str, topic: str, expected: int) -> pd.DataFrame:
 
 def run_demo(var_dir: Path, *, transactions: Path | None = None, columns: str = "", seed: int = 0) -> None:
     """Run everything and print a summary; the pictures lie beside var/demo/index.html."""
-    import logging
+    import warnings
 
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -146,7 +161,8 @@ def run_demo(var_dir: Path, *, transactions: Path | None = None, columns: str = 
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ["VIGIL_VAR"] = str(var_dir)
     for noisy in ("dagster", "kafka", "mlflow", "alembic"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", message=".*(beta|preview|experimental).*")
     console = Console()
     begin = time.perf_counter()
     columns_of_bar = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
@@ -160,8 +176,13 @@ def run_demo(var_dir: Path, *, transactions: Path | None = None, columns: str = 
         bar.update(step, total=1, completed=1, description=f"1/4 payments of {len(days)} days")
         step = bar.add_task("2/4 Dagster: ingest, train, gate, register (about a minute)", total=None)
         trained_days, streamed_days = days[:-STREAM_DAYS], days[-STREAM_DAYS:]
+        reports = logging.getLogger("vigil.progress")
+        reports.setLevel(logging.INFO)
+        handler = _Show(lambda text: bar.update(step, description=f"2/4 Dagster: {text}"))
+        reports.addHandler(handler)
         passed = run_pipeline(source, trained_days, var_dir, seed)
-        bar.update(step, total=1, completed=1)
+        reports.removeHandler(handler)
+        bar.update(step, total=1, completed=1, description="2/4 Dagster: ingested, trained, judged")
         workspace = Workspace(var_dir / "fraud")
         newest = max((workspace.root / "evaluations").glob("*.parquet"), key=lambda p: p.stat().st_mtime)
         window = pd.read_parquet(newest)

@@ -1,5 +1,6 @@
 """Dagster definitions of the fraud solution: payments -> stream -> challenger -> gate -> champion, and what watches them."""
 
+import logging
 import os
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ import pandas as pd
 from pipelines.resources import PaymentsResource, VarResource
 
 GROUP = "fraud"
+PROGRESS = logging.getLogger("vigil.progress")
 FIRST_DAY = os.environ.get("VIGIL_FRAUD_FIRST_DAY", "2024-01-01")
 DAYS = dg.DailyPartitionsDefinition(start_date=FIRST_DAY)
 RETRY = dg.RetryPolicy(max_retries=1, delay=1)
@@ -42,7 +44,7 @@ def fraud_challenger(
 
     settings = train_settings(payments)
     model, window = train_challenger(
-        fraud_stream, settings, holdout_days=payments.holdout_days, seed=payments.seed, progress=context.log.info
+        fraud_stream, settings, holdout_days=payments.holdout_days, seed=payments.seed, progress=PROGRESS.info
     )
     metrics = save_challenger(model, window, var.fraud(), context.run_id)
     tracker = var.tracker()

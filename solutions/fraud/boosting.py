@@ -61,7 +61,12 @@ class Boosting:
 
         parameters = {
             "objective": "binary",
-            **{"num_leaves": 8, "learning_rate": 0.02, "min_data_in_leaf": 200, "lambda_l2": 10.0},
+            **{
+                "num_leaves": 8,
+                "learning_rate": 0.02,
+                "min_data_in_leaf": max(20, min(200, len(x_TF) // 500)),
+                "lambda_l2": 10.0,
+            },
             **{"feature_fraction": 0.5, "seed": seed, "num_threads": threads, "verbose": -1, "deterministic": True},
         }
         data = lightgbm.Dataset(x_TF, label=fraud_T.astype(np.float32), feature_name=list(AGGREGATES))

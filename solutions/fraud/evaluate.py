@@ -23,7 +23,7 @@ from solutions.fraud.canaries import Canary, run_canaries
 from solutions.fraud.data import ColumnMapping, InputError, LoadedPayments, load_payments
 from solutions.fraud.decisions import DecisionPolicy, decide, money_saved
 from solutions.fraud.engine import EngineSettings, Observed
-from solutions.fraud.graph_state import LABEL_FRAUD, LABEL_UNKNOWN
+from solutions.fraud.graph_state import DAY, LABEL_FRAUD, LABEL_UNKNOWN
 from solutions.fraud.metrics import figures
 from solutions.fraud.model import FraudModel
 from solutions.fraud.protocols import PROTOCOLS, Fold, chronological_fold, handbook_folds, long_fold
@@ -169,6 +169,14 @@ def published_rows() -> list[dict[str, Any]]:
     ]
 
 
+def chronological_settings(stream: Stream, settings: TrainSettings) -> TrainSettings:
+    """70/15/15: the middle part blends and calibrates; a small stream is trained on whole."""
+    n = len(stream)
+    middle = stream.events.time_T[int(0.85 * n)] - stream.events.time_T[int(0.70 * n)]
+    keep = min(1.0, max(settings.keep_genuine, 60_000 / n))
+    return replace(settings, warm_up_days=0.0, slice_days=max(float(middle) / DAY, 1.0), keep_genuine=keep)
+
+
 def run_fold(stream: Stream, fold: Fold, settings: TrainSettings, seeds: int, progress: Progress) -> list[ScoredWindow]:
     """One fold from an empty state to its scored windows, one per seed; knows nothing of what comes after the fold."""
     end = int(np.flatnonzero(fold.test_T)[-1]) + 1
@@ -207,7 +215,7 @@ def evaluate(
         stream = Stream.encode(loaded.frame, settings.engine)
         folds = make_folds(protocol, stream, label_delay_days)
         if protocol == "chronological":
-            settings = replace(settings, warm_up_days=0.0)
+            settings = chronological_settings(stream, settings)
         by_fold: list[list[ScoredWindow]] = []
         if workers == 1 or len(folds) == 1:
             by_fold = [run_fold(stream, fold, settings, seeds, progress) for fold in folds]
@@ -276,7 +284,7 @@ def check_for_leaks(loaded: LoadedPayments, settings: TrainSettings, *, most: in
     frame = loaded.frame.head(most)
     stream = Stream.encode(frame, settings.engine)
     fold = chronological_fold(stream.events.time_T)[0]
-    prepared = prepare(stream, fold.train_T, fold.known_by, replace(settings, warm_up_days=0.0))
+    prepared = prepare(stream, fold.train_T, fold.known_by, chronological_settings(stream, settings))
     fraud_T = prepared.verdict_T == LABEL_FRAUD
     x = prepared.observed.x_TF[prepared.fit_T]
     boosting = Boosting.train(x, fraud_T[prepared.fit_T], seed=0, trees=150, threads=settings.threads)

@@ -9,6 +9,7 @@ B payments, F aggregates, K mails, D width, S read-outs, G aggregate tokens, C t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -49,6 +50,7 @@ class NetworkSettings:
     frequencies: int = 8
     epochs: int = 5
     batch_size: int = 512
+    least_steps: int = 600  # a small stream is passed more often, at most 30 times
     learning_rate: float = 2e-3
     weight_decay: float = 0.02
 
@@ -190,10 +192,9 @@ def train_network(
         return F.binary_cross_entropy_with_logits(model(*batch), target_T[chosen])
 
     def watch(epoch: int, loss: float, _: float | None) -> None:
-        progress(f"network epoch {epoch + 1}/{settings.epochs}: loss {loss:.4f}")
+        progress(f"network epoch {epoch + 1}/{epochs}: loss {loss:.4f}")
 
-    options = TrainingSettings(
-        epochs=settings.epochs, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay
-    )
+    epochs = max(settings.epochs, min(math.ceil(settings.least_steps * size / len(x_TF)), 30))
+    options = TrainingSettings(epochs=epochs, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay)
     fit(network, batches, loss_of, options, progress=watch)
     return network

@@ -24,7 +24,8 @@ body{font:16px/1.55 system-ui,sans-serif;color:#1d2733;background:#fbfaf8;margin
 h1{font-size:1.9rem;margin:0 0 .3rem} h2{font-size:1.15rem;margin:2.4rem 0 .6rem} p{max-width:46rem}
 figure{margin:0;background:#fff;border:1px solid #e4e0da;border-radius:10px;padding:.8rem} img{width:100%;display:block}
 .grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(420px,1fr));gap:1.1rem}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums} td,th{padding:.35rem .9rem;border-bottom:1px solid #e4e0da;text-align:right}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums}
+td,th{padding:.35rem .9rem;border-bottom:1px solid #e4e0da;text-align:right}
 td:first-child,th:first-child{text-align:left;padding-left:0} figcaption{color:#5b6672;font-size:.86rem;margin-top:.4rem}
 code{background:#f0ede8;border-radius:4px;padding:.1rem .35rem}
 """
@@ -168,7 +169,8 @@ def pick_alert(scores: pd.DataFrame) -> pd.Series:
 
 def _image(path: Path, text: str) -> str:
     data = base64.b64encode(path.read_bytes()).decode()
-    return f'<figure><img alt="{escape(text)}" src="data:image/png;base64,{data}"><figcaption>{escape(text)}</figcaption></figure>'
+    image = f'<img alt="{escape(text)}" src="data:image/png;base64,{data}">'
+    return f"<figure>{image}<figcaption>{escape(text)}</figcaption></figure>"
 
 
 def write_report(window: pd.DataFrame, scores: pd.DataFrame, history: pd.DataFrame, directory: Path) -> Path:
@@ -210,10 +212,13 @@ def write_report(window: pd.DataFrame, scores: pd.DataFrame, history: pd.DataFra
 <h1>Fraud on the stream</h1>
 <p>{len(scores):,} payments were scored on arrival, while the labels of earlier ones came in late.</p>
 <h2>Held-out days</h2>
-<table><tr><th>model</th><th>average precision</th><th>AUC</th><th>recall at 0.3 % FPR</th><th>calibration error</th></tr>{rows}</table>
+<table>
+<tr><th>model</th><th>average precision</th><th>AUC</th><th>recall at 0.3 % FPR</th><th>calibration error</th></tr>
+{rows}</table>
 <h2>Pictures</h2><div class="grid">{grid}</div>
 <h2>The alert shown</h2>
-<p>Amount {alert["amount"]:.2f}, probability {alert["probability"]:.3f}, decision <code>{escape(alert["decision"])}</code>, reasons {reasons}.</p>
+<p>Amount {alert["amount"]:.2f}, probability {alert["probability"]:.3f}, decision
+<code>{escape(alert["decision"])}</code>, reasons {reasons}.</p>
 </html>"""
     path = directory / "index.html"
     path.write_text(page)

@@ -64,7 +64,7 @@ def test_an_unknown_model_and_a_missing_file_are_exit_code_2(tmp_path: Path) -> 
     )
     done = vigil(*words, "--model", "fraud@champion")
     assert done.returncode == 2
-    assert "no model fraud@champion in the registry" in done.stderr
+    assert "no model `fraud` in the registry" in done.stderr
     missing = vigil("fraud", "train", "--transactions", str(tmp_path / "none.parquet"), "--out", str(tmp_path / "m"))
     assert missing.returncode == 2
     assert "Traceback" not in missing.stderr

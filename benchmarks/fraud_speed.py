@@ -1,0 +1,129 @@
+"""How fast the scorer is: replay of the published stream, and the cost of one payment at 10 thousand and 1 million nodes.
+
+    python -m benchmarks.fraud_speed [MODEL_DIR]
+
+The baseline in the same run is LightGBM alone on the same engine and aggregates: what the network adds in cost is the ratio.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.common import RESULTS, Clock, handbook
+from core.results import Results, measured
+from solutions.fraud.engine import Engine, EngineSettings, Events, encode_labels, encode_payments
+from solutions.fraud.graph_state import StateSettings, state_bytes_per_node
+from solutions.fraud.messages import Payment
+from solutions.fraud.model import FraudModel
+from solutions.fraud.network import NetworkSettings
+from solutions.fraud.scorer import Scorer, replay_chunks
+from solutions.fraud.train import TrainSettings, train_model
+
+REPLAYED = 300_000
+SINGLES = 3_000
+
+
+def replay_rate(model: FraudModel, events: Events, labels: object) -> tuple[float, float]:
+    """Events per second with everything, and with LightGBM alone."""
+    start = time.perf_counter()
+    for _ in replay_chunks(model, events, labels):  # type: ignore[arg-type]
+        pass
+    whole = len(events) / (time.perf_counter() - start)
+    engine = model.new_engine()
+    start = time.perf_counter()
+    for begin in range(0, len(events), 4096):
+        part = slice(begin, begin + 4096)
+        piece = Events(events.key_TE[part], events.time_T[part], events.amount_T[part])
+        observed = engine.observe(piece, tokens_for=np.zeros(len(piece), bool))
+        model.boosting.logit(observed.x_TF, 2)
+    return whole, len(events) / (time.perf_counter() - start)
+
+
+def latency(model: FraudModel, nodes: int) -> dict[str, float]:
+    """Milliseconds of score + decision + reasons, one payment at a time, with `nodes` endpoints in the state."""
+    rng = np.random.default_rng(0)
+    state = StateSettings(nodes=max(1 << 15, 1 << int(np.ceil(np.log2(2 * nodes)))), mailbox=128, pending=1 << 21)
+    settings = EngineSettings(state=state, maturity_days=model.engine.maturity_days)
+    scorer = Scorer(model, model_version="bench")
+    scorer.engine = Engine(settings, high_amount=model.high_amount, episodes=model.episodes)
+    fill = 3 * nodes
+    ids = rng.integers(1, nodes // 3, fill).astype(np.uint64) * np.uint64(7_919)
+    payees = rng.integers(1, 2 * nodes // 3, fill).astype(np.uint64) * np.uint64(104_729) + np.uint64(13)
+    keys = np.stack([np.arange(1, fill + 1).astype(np.uint64), ids, payees, np.zeros(fill, np.uint64)], axis=1)
+    times = 1.6e9 + np.sort(rng.uniform(0, 40 * 86_400, fill))
+    for begin in range(0, fill, 100_000):
+        part = slice(begin, begin + 100_000)
+        piece = Events(keys[part], times[part], rng.gamma(2.0, 25.0, len(keys[part])))
+        scorer.engine.observe(piece, tokens_for=np.zeros(len(piece), bool))
+    seconds = []
+    for i in range(SINGLES):
+        payment = Payment(f"p{i}", times[-1] + i, f"c{rng.integers(nodes // 3)}", f"m{rng.integers(nodes)}", 25.0)
+        start = time.perf_counter()
+        scorer.score([payment])
+        seconds.append(time.perf_counter() - start)
+    p50, p99 = np.quantile(np.array(seconds[200:]) * 1000.0, [0.5, 0.99])
+    return {"p50_ms": float(p50), "p99_ms": float(p99)}
+
+
+def help_seconds() -> float:
+    """Best of five starts of `vigil --help`."""
+    program = Path(sys.executable).parent / "vigil"
+    best = 1e9
+    for _ in range(5):
+        start = time.perf_counter()
+        subprocess.run([program, "--help"], check=True, capture_output=True)
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def main(directory: Path | None) -> None:
+    torch.set_num_threads(2)
+    progress = Clock()
+    loaded = handbook(7.0)
+    with measured() as cost:
+        frame = loaded.frame.head(REPLAYED)
+        if directory is None:
+            settings = TrainSettings(warm_up_days=8.0, slice_days=3.0, network=NetworkSettings(epochs=1, least_steps=1))
+            progress("training a model to time (its quality does not matter here)")
+            model = train_model(frame, settings, seed=0)
+            directory = Path(tempfile.mkdtemp()) / "model"
+            model.save(directory)
+        model = FraudModel.load(directory)
+        events = encode_payments(frame, model.engine)
+        progress("replay")
+        whole, trees = replay_rate(model, events, encode_labels(frame, events.key_TE[:, 0]))
+        torch.set_num_threads(1)
+        sizes = {}
+        for nodes in (10_000, 1_000_000):
+            progress(f"one at a time, {nodes:,} nodes")
+            sizes[nodes] = latency(model, nodes)
+    small, large = sizes[10_000], sizes[1_000_000]
+    metrics = {
+        "replay_events_per_second": whole,
+        "replay_events_per_second_lightgbm_only": trees,
+        "cost_ratio_to_lightgbm_only": trees / whole,
+        "p50_ms_10k_nodes": small["p50_ms"],
+        "p99_ms_10k_nodes": small["p99_ms"],
+        "p50_ms_1m_nodes": large["p50_ms"],
+        "p99_ms_1m_nodes": large["p99_ms"],
+        "cost_ratio_1m_to_10k": large["p50_ms"] / small["p50_ms"],
+        "bytes_per_node": state_bytes_per_node(model.engine.state),
+        "help_seconds": help_seconds(),
+    }
+    row = {"model": "fused", "source": "measured", "metrics": {k: {"mean": float(v)} for k, v in metrics.items()}}
+    data = {"name": loaded.name, "sha256": loaded.sha256, "rows": REPLAYED}
+    results = Results("fraud", "speed", data, [0], "fused", cost, [row])
+    for name, value in metrics.items():
+        print(f"{name:42s} {value:12,.3f}")
+    results.write(RESULTS / "fraud_speed.json")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
