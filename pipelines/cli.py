@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
+
+from pipelines.commands import fraud
+from pipelines.commands.shared import default_tracking_uri, var_dir
 
 app = typer.Typer(
     name="vigil",
@@ -16,185 +19,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-fraud = typer.Typer(help="Streaming fraud scoring on a temporal graph.", no_args_is_help=True)
-app.add_typer(fraud, name="fraud")
-
-Transactions = Annotated[Path, typer.Option(help="Payments as .parquet or .csv.")]
-Columns = Annotated[str, typer.Option(help="Which column is which: event_time=TX_DATETIME,payer=CUSTOMER_ID,...")]
-Delay = Annotated[float, typer.Option(help="Days until a payment's label is known.", min=0.0)]
-Accounts = Annotated[bool, typer.Option("--account-to-account", help="Payer and payee share one name space.")]
-Servers = Annotated[str, typer.Option(envvar="KAFKA_BOOTSTRAP_SERVERS", help="HOST:PORT of the Kafka broker.")]
-ModelName = Annotated[str, typer.Option(help="NAME@champion, NAME/3, or a directory of `vigil fraud train`.")]
-Tracking = Annotated[str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow store; default: under var/.")]
-
-
-def say(text: str) -> None:
-    """Progress goes to standard error, so that standard output stays clean for pipes."""
-    print(text, file=sys.stderr, flush=True)
-
-
-@fraud.command()
-def simulate(
-    out: Annotated[Path, typer.Option(help=".parquet or .csv to write.")],
-    preset: Annotated[str, typer.Option(help="demo, graph_fraud or drift.")] = "demo",
-    seed: int = 0,
-) -> None:
-    """Write a simulated payments stream with known truth."""
-    from solutions.fraud.data import InputError
-    from solutions.fraud.simulator import SimulatorSettings, write_simulation
-
-    presets = {
-        "demo": SimulatorSettings.demo,
-        "graph_fraud": SimulatorSettings.graph_fraud,
-        "drift": SimulatorSettings.drift,
-    }
-    if preset not in presets:
-        raise InputError(f"`--preset` must be one of {', '.join(presets)}. Received: {preset}.")
-    frame = write_simulation(presets[preset](), seed, out)
-    say(f"{len(frame):,} payments, {int((frame['is_fraud'] == 1).sum()):,} frauds -> {out}")
-
-
-@fraud.command()
-def train(
-    transactions: Transactions,
-    out: Annotated[Path, typer.Option(help="Directory of the model.")],
-    columns: Columns = "",
-    label_delay_days: Delay = 7.0,
-    account_to_account: Accounts = False,
-    seed: int = 0,
-) -> None:
-    """Train a champion on a file of payments."""
-    from solutions.fraud.train import train_file
-
-    train_file(transactions, columns, out, seed, label_delay_days, account_to_account, progress=say)
-    say(f"model -> {out}")
-
-
-@fraud.command()
-def evaluate(
-    transactions: Transactions,
-    columns: Columns = "",
-    protocol: Annotated[str, typer.Option(help="handbook, long or chronological.")] = "chronological",
-    seeds: Annotated[int, typer.Option(min=1)] = 1,
-    label_delay_days: Delay = 7.0,
-    account_to_account: Accounts = False,
-    canaries: Annotated[bool, typer.Option(help="Also run the leakage canaries.")] = True,
-    json: Annotated[Path | None, typer.Option(help="Where to write the results object.")] = None,
-) -> None:
-    """Compare published rows, baselines, network and champion on one protocol; then run the leakage canaries."""
-    from solutions.fraud.evaluate import run_evaluation
-
-    run_evaluation(
-        transactions,
-        columns,
-        protocol,
-        seeds,
-        json,
-        label_delay_days,
-        account_to_account,
-        canaries=canaries,
-        progress=say,
-    )
-
-
-@fraud.command()
-def replay(
-    transactions: Transactions,
-    model: ModelName,
-    out: Annotated[Path, typer.Option(help=".parquet or .csv of scores.")],
-    columns: Columns = "",
-    label_delay_days: Delay = 7.0,
-    account_to_account: Accounts = False,
-    tracking_uri: Tracking = "",
-) -> None:
-    """Score a file with the engine that serves the stream; one row per payment."""
-    from solutions.fraud.scorer import replay_file
-
-    directory, _ = find_model(model, tracking_uri)
-    scores = replay_file(transactions, columns, directory, out, label_delay_days, account_to_account)
-    say(f"{len(scores):,} scores -> {out}")
-
-
-@fraud.command()
-def serve(
-    bootstrap_servers: Servers,
-    model: ModelName,
-    tracking_uri: Tracking = "",
-    history: Annotated[Path | None, typer.Option(help="Payments that warm the state before the stream begins.")] = None,
-    columns: Columns = "",
-    transactions_topic: Annotated[str, typer.Option(envvar="VIGIL_TRANSACTIONS_TOPIC")] = "transactions",
-    labels_topic: Annotated[str, typer.Option(envvar="VIGIL_LABELS_TOPIC")] = "fraud_labels",
-    scores_topic: Annotated[str, typer.Option(envvar="VIGIL_SCORES_TOPIC")] = "fraud_scores",
-    dead_letters_topic: Annotated[str, typer.Option(envvar="VIGIL_DEAD_LETTERS_TOPIC")] = "fraud_dead_letters",
-    group: Annotated[str, typer.Option(envvar="VIGIL_GROUP")] = "vigil-fraud",
-) -> None:
-    """Score the stream until SIGTERM or SIGINT."""
-    from solutions.fraud.stream import StreamSettings
-
-    settings = StreamSettings(
-        bootstrap_servers=bootstrap_servers,
-        transactions=transactions_topic,
-        labels=labels_topic,
-        scores=scores_topic,
-        dead_letters=dead_letters_topic,
-        group=group,
-    )
-    _serve(settings, model, tracking_uri, history, columns)
-
-
-def _serve(settings: Any, model: str, tracking_uri: str, history: Path | None, columns: str) -> None:
-    import signal
-    from datetime import timedelta
-
-    from solutions.fraud.data import ColumnMapping, load_payments
-    from solutions.fraud.model import FraudModel
-    from solutions.fraud.scorer import Scorer
-    from solutions.fraud.stream import Service
-
-    stopping: list[int] = []
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, lambda number, _: stopping.append(number))
-    directory, version = find_model(model, tracking_uri)
-    champion = FraudModel.load(directory)
-    scorer = Scorer(champion, model_version=version)
-    if history is not None:
-        delay = timedelta(days=champion.engine.maturity_days)
-        loaded = load_payments(
-            history,
-            ColumnMapping.parse(columns),
-            label_delay=delay,
-            account_to_account=champion.engine.account_to_account,
-        )
-        scorer.warm_up(loaded.frame)
-    service = Service(settings, scorer)
-    say(f"serving {version} on {settings.bootstrap_servers}; stop with Ctrl-C")
-    served = service.run(stop=lambda: bool(stopping))
-    say(f"stopped: {served.payments:,} payments, {served.labels:,} labels, {served.dead_letters:,} dead letters")
-
-
-def find_model(name: str, tracking_uri: str) -> tuple[Path, str]:
-    """Directory and version of a model named by alias, by version or by directory."""
-    path = Path(name)
-    if path.is_dir():
-        return path, path.name
-    from core.tracking import Tracker
-
-    return Tracker(tracking_uri or default_tracking_uri()).resolve(name)
-
-
-def default_tracking_uri() -> str:
-    return f"sqlite:///{var_dir() / 'mlflow.db'}"
-
-
-def var_dir() -> Path:
-    """Where run-time state lies: VIGIL_VAR, else var/ in the current folder."""
-    return Path(os.environ.get("VIGIL_VAR", "var")).resolve()
+app.add_typer(fraud.app, name="fraud")
 
 
 @app.command()
 def demo(
     transactions: Annotated[Path | None, typer.Option(help="Own payments instead of the simulator.")] = None,
-    columns: Columns = "",
+    columns: Annotated[str, typer.Option(help="Which column is which, as for `vigil fraud`.")] = "",
     seed: int = 0,
 ) -> None:
     """Train, gate, register, then stream several days of payments through Kafka; ends with a page of pictures."""

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import dagster as dg
 import pandas as pd
 
-from pipelines.resources import PaymentsResource, VarResource
+from pipelines.resources import PaymentsResource, VarResource, payments_from_environment
 
 GROUP = "fraud"
 PROGRESS = logging.getLogger("vigil.progress")
@@ -142,5 +142,11 @@ def close_failed(context: dg.RunStatusSensorContext) -> None:
     _close(context, "FAILED")
 
 
-ASSETS = [fraud_payments, fraud_stream, fraud_challenger, fraud_champion]
-CHECKS = [fraud_gate, fraud_scorer_lag]
+defs = dg.Definitions(
+    assets=[fraud_payments, fraud_stream, fraud_challenger, fraud_champion],
+    asset_checks=[fraud_gate, fraud_scorer_lag],
+    jobs=[train_job, ingest_job],
+    schedules=[daily, weekly],
+    sensors=[drift_sensor, close_finished, close_failed],
+    resources={"payments": payments_from_environment()},
+)

@@ -1,0 +1,1 @@
+"""One demo per solution, on embedded defaults."""
