@@ -17,6 +17,7 @@ import pandas as pd
 from solutions.fraud.boosting import Boosting
 from solutions.fraud.engine import Engine, Observed, encode_labels, encode_payments
 from solutions.fraud.graph_state import LABEL_FRAUD
+from solutions.fraud.prior import Prior
 from solutions.fraud.train import Prepared, TrainSettings
 
 LATER = pd.Timedelta(days=14)
@@ -84,7 +85,8 @@ def run_canaries(
 
     fraud_T = prepared.verdict_T == LABEL_FRAUD
     shuffled = rng.permutation(fraud_T[prepared.fit_T])
-    random = Boosting.train(prepared.observed.x_TF[prepared.fit_T], shuffled, seed=0, trees=50)
+    x = prepared.observed.x_TF[prepared.fit_T]
+    random = Boosting.train(x, shuffled, Prior.fit(x, shuffled), seed=0, trees=50)
     from sklearn.metrics import average_precision_score
 
     truth = frame["is_fraud"].to_numpy()[test_T] == 1

@@ -338,6 +338,6 @@ def fit_episodes(
             fraud_A=(fraud_A + 0.5) / (fraud_A + 0.5).sum(),
             genuine_A=p.genuine_A,
             background_A=np.clip((background_2A[0] + 0.02) / (background_2A[1] + 2.0), 1e-5, 0.999),
-            clean_A=p.clean_A,
+            clean_A=(background_2A[1] + 0.5) / (background_2A[1] + 0.5).sum(),
         )
     return p

@@ -26,6 +26,7 @@ from solutions.fraud.engine import EngineSettings, Observed
 from solutions.fraud.graph_state import DAY, LABEL_FRAUD, LABEL_UNKNOWN
 from solutions.fraud.metrics import figures
 from solutions.fraud.model import FraudModel
+from solutions.fraud.prior import Prior
 from solutions.fraud.protocols import PROTOCOLS, Fold, chronological_fold, handbook_folds, long_fold
 from solutions.fraud.train import Prepared, Stream, TrainSettings, fit_parts, prepare
 
@@ -287,7 +288,8 @@ def check_for_leaks(loaded: LoadedPayments, settings: TrainSettings, *, most: in
     prepared = prepare(stream, fold.train_T, fold.known_by, chronological_settings(stream, settings))
     fraud_T = prepared.verdict_T == LABEL_FRAUD
     x = prepared.observed.x_TF[prepared.fit_T]
-    boosting = Boosting.train(x, fraud_T[prepared.fit_T], seed=0, trees=150, threads=settings.threads)
+    prior = Prior.fit(x, fraud_T[prepared.fit_T])
+    boosting = Boosting.train(x, fraud_T[prepared.fit_T], prior, seed=0, trees=150, threads=settings.threads)
 
     def score(observed: Observed, rows_T: NDArray[np.bool_]) -> float:
         from sklearn.metrics import average_precision_score

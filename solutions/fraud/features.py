@@ -46,6 +46,7 @@ AGGREGATES = (
 ABSENT = 1e9  # an age that never was
 EXPLAINED_RATIO = 2.5  # a fraud this far above the payer's habit says nothing about the payee
 HIGH_RATIO = 2.2  # above it a payment does not count for the habit: mean and deviation of what is left
+LEAST_HABIT = 5  # usual payments that make a habit: before, how far an amount is from it is no evidence
 RECENT_FRAUD = 35 * DAY
 OLDEST = 10 * DAY  # seniority is cut here: beyond, it tells how long the stream has run and not how new an endpoint is
 MOST_EVENTS = 30  # the same for the number of events
@@ -159,7 +160,7 @@ def _payer(state: State, row: int, payee_ref: int, time: float, amount: float, x
         elif value > second:
             second = value
     scale = max(usual, 1e-6)
-    ratio = amount / scale if usual_n else 1.0
+    ratio = amount / scale if usual_n >= LEAST_HABIT else 1.0
     x[3], x[4], x[5] = count1, count7, count30
     x[6], x[7], x[8] = sum1 / count1, sum7 / count7, sum30 / count30
     x[15], x[16] = amount / max(mean, 1e-6), amount / max(largest, 1e-6) if seen else 1.0

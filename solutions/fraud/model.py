@@ -17,10 +17,11 @@ from solutions.fraud.episodes import Episodes
 from solutions.fraud.features import AGGREGATES
 from solutions.fraud.graph_state import StateSettings
 from solutions.fraud.network import TemporalGraphNetwork
+from solutions.fraud.prior import Prior
 
 F64 = NDArray[np.float64]
 PARTS = ("lightgbm", "network")
-FORMAT = 1  # of the directory on disk
+FORMAT = 2  # of the directory on disk
 
 
 class UnknownModelError(ValueError):
@@ -95,6 +96,7 @@ class FraudModel:
             "engine": asdict(self.engine),
             "high_amount": self.high_amount if np.isfinite(self.high_amount) else None,
             "episodes": [e.to_json() for e in self.episodes],
+            "prior": asdict(self.boosting.prior),
             "blend": asdict(self.blend),
         }
         (directory / "model.json").write_text(json.dumps(description, indent=1))
@@ -124,7 +126,7 @@ class FraudModel:
             engine=engine,
             high_amount=float("inf") if stored["high_amount"] is None else stored["high_amount"],
             episodes=(first, second, third),
-            boosting=Boosting.load(directory / "lightgbm.txt"),
+            boosting=Boosting.load(directory / "lightgbm.txt", Prior(**stored["prior"])),
             network=TemporalGraphNetwork.load(directory / "network.pt"),
             blend=blend,
         )

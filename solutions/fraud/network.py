@@ -25,6 +25,7 @@ from core.fusion import Fuser
 from core.training import TrainingSettings, fit
 from solutions.fraud.features import AGGREGATES
 from solutions.fraud.graph_state import ROLES
+from solutions.fraud.prior import Prior
 from solutions.fraud.tokens import TOKEN
 
 F32 = NDArray[np.float32]
@@ -92,15 +93,15 @@ class MailEncoder(nn.Module):
 
 
 class TemporalGraphNetwork(nn.Module):
-    """(B, F) aggregates and mailbox tokens -> (B,) logit of fraud."""
+    """(B, F) aggregates and mailbox tokens -> (B,) logit of fraud: the prior's, and what the network adds to it."""
 
     mean: Tensor
     scale: Tensor
     prior_shift: Tensor
 
-    def __init__(self, settings: NetworkSettings) -> None:
+    def __init__(self, settings: NetworkSettings, prior: Prior) -> None:
         super().__init__()
-        self.settings = settings
+        self.settings, self.prior = settings, prior
         width, tokens = settings.width, settings.aggregate_tokens
         self.register_buffer("mean", torch.zeros(len(AGGREGATES)))
         self.register_buffer("scale", torch.ones(len(AGGREGATES)))
@@ -117,7 +118,10 @@ class TemporalGraphNetwork(nn.Module):
         )
         self.backbone = Backbone(settings.backbone())
         flat = (settings.read_outs + tokens) * width
-        self.head = nn.Sequential(nn.LayerNorm(flat), nn.Linear(flat, 2 * width), nn.GELU(), nn.Linear(2 * width, 1))
+        last = nn.Linear(2 * width, 1)
+        nn.init.zeros_(last.weight)  # training starts at the prior
+        nn.init.zeros_(last.bias)
+        self.head = nn.Sequential(nn.LayerNorm(flat), nn.Linear(flat, 2 * width), nn.GELU(), last)
 
     def standardise_by(self, x_TF: F32) -> None:
         """Set mean and scale from training aggregates."""
@@ -134,7 +138,8 @@ class TemporalGraphNetwork(nn.Module):
         present_BM = torch.stack([m.any(dim=1) for m in masks.values()], dim=1)
         read = torch.cat([self.fuser(tokens, masks, present_BM), aggregates], dim=1)
         output = self.backbone(read, torch.ones(read.shape[:2], dtype=torch.bool))
-        logit_B: Tensor = self.head(output.tokens_BSD.flatten(1)).squeeze(-1)
+        added_B: Tensor = self.head(output.tokens_BSD.flatten(1)).squeeze(-1)
+        logit_B: Tensor = self.prior.logit(x_BF) + added_B - self.prior_shift
         return logit_B
 
     @torch.inference_mode()
@@ -149,12 +154,12 @@ class TemporalGraphNetwork(nn.Module):
         return (logit_T + self.prior_shift).numpy().astype(np.float64)
 
     def save(self, path: Path) -> None:
-        torch.save({"settings": asdict(self.settings), "weights": self.state_dict()}, path)
+        torch.save({"settings": asdict(self.settings), "prior": asdict(self.prior), "weights": self.state_dict()}, path)
 
     @classmethod
     def load(cls, path: Path) -> TemporalGraphNetwork:
         stored = torch.load(path, weights_only=True)
-        network = cls(NetworkSettings(**stored["settings"]))
+        network = cls(NetworkSettings(**stored["settings"]), Prior(**stored["prior"]))
         network.load_state_dict(stored["weights"])
         return network
 
@@ -169,6 +174,7 @@ def train_network(
     x_TF: F32,
     mailboxes: Mailboxes,
     fraud_T: NDArray[np.bool_],
+    prior: Prior,
     *,
     keep_genuine: float,
     settings: NetworkSettings,
@@ -177,7 +183,7 @@ def train_network(
 ) -> TemporalGraphNetwork:
     """Train on all frauds and a share `keep_genuine` of the genuine payments."""
     torch.manual_seed(seed)
-    network = TemporalGraphNetwork(settings)
+    network = TemporalGraphNetwork(settings, prior)
     network.standardise_by(x_TF)
     network.prior_shift.fill_(float(np.log(keep_genuine)))
     target_T = torch.from_numpy(fraud_T.astype(np.float32))

@@ -34,6 +34,7 @@ from solutions.fraud.features import AGGREGATES
 from solutions.fraud.graph_state import DAY, LABEL_FRAUD, LABEL_GENUINE, LABEL_UNKNOWN
 from solutions.fraud.model import Blend, FraudModel
 from solutions.fraud.network import NetworkSettings, train_network
+from solutions.fraud.prior import Prior
 
 Progress = Callable[[str], None]
 B = NDArray[np.bool_]
@@ -43,7 +44,8 @@ START_FRAUD_RATES = (0.3, 0.8, 0.5)  # a stolen card mixes fraud into habit; a s
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
     """slice_days: last days of the training window, kept for blending and calibration. keep_genuine: share of genuine
-    payments that the network sees (its logits are corrected for it). warm_up_days: aggregates are not themselves before."""
+    payments that the network sees (its logits are corrected for it). warm_up_days: aggregates are not themselves before.
+    trees: at most; as many are kept as are best on the slice."""
 
     engine: EngineSettings = field(default_factory=EngineSettings)
     episodes: EpisodeSettings = field(default_factory=EpisodeSettings)
@@ -199,18 +201,26 @@ def fit_parts(
     say = progress or (lambda _: None)
     fraud_T = prepared.verdict_T == LABEL_FRAUD
     x_TF = prepared.observed.x_TF
-    say(f"boosting on {int(prepared.fit_T.sum()):,} payments")
-    boosting = Boosting.train(
-        x_TF[prepared.fit_T], fraud_T[prepared.fit_T], seed=seed, trees=settings.trees, threads=settings.threads
-    )
-    slot_T = np.cumsum(prepared.token_T) - 1
+    fit, held = np.flatnonzero(prepared.fit_T), np.flatnonzero(prepared.slice_T)
     sample = np.flatnonzero(prepared.token_T & prepared.fit_T)
-    held = np.flatnonzero(prepared.slice_T)
+    slot_T = np.cumsum(prepared.token_T) - 1
+    prior = Prior.fit(x_TF[fit], fraud_T[fit])
+    say(f"boosting on {len(fit):,} payments")
+    boosting = Boosting.train(
+        x_TF[fit],
+        fraud_T[fit],
+        prior,
+        seed=seed,
+        trees=settings.trees,
+        held=(x_TF[held], fraud_T[held]),
+        threads=settings.threads,
+    )
     say(f"network on {len(sample):,} payments")
     network = train_network(
         x_TF[sample],
         prepared.observed.modalities(slot_T[sample]),
         fraud_T[sample],
+        prior,
         keep_genuine=settings.keep_genuine,
         settings=settings.network,
         seed=seed,
