@@ -47,7 +47,7 @@ class NetworkSettings:
     top_k: int = 2
     expert_width: int = 16
     shared_width: int = 32
-    bias_update_rate: float = 1e-3
+    bias_update_rate: float = 5e-3
     frequencies: int = 8
     epochs: int = 5
     batch_size: int = 512
