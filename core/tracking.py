@@ -63,6 +63,7 @@ class Tracker:
 
     def __init__(self, tracking_uri: str, experiment: str = "vigil") -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # two lines about tables at the first use of a file
         if not tracking_uri.startswith(STORES):
             raise TrackingError(
                 "the tracking URI must be sqlite:///PATH or the http:// address of an MLflow server. "

@@ -11,6 +11,15 @@ from core.tracking import Tracker
 from solutions.fraud.operate import Source, Workspace
 
 
+ROOT = Path(__file__).parents[1]  # holds dagster.yaml
+
+
+def dagster_instance() -> dg.DagsterInstance:
+    """The instance that dagster.yaml describes (DAGSTER_HOME, else this checkout): runs made here show in `make ui`."""
+    os.environ.setdefault("DAGSTER_HOME", str(ROOT))
+    return dg.DagsterInstance.get()
+
+
 class VarResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     """The folder of all run-time state."""
 

@@ -63,7 +63,7 @@ def run_pipeline(source: Any, days: list[str], var_dir: Path, seed: int) -> bool
     import dagster as dg
 
     from pipelines.defs import fraud
-    from pipelines.resources import PaymentsResource, VarResource
+    from pipelines.resources import PaymentsResource, VarResource, dagster_instance
 
     var = VarResource(path=str(var_dir))
     resources: dict[str, Any] = {
@@ -79,8 +79,7 @@ def run_pipeline(source: Any, days: list[str], var_dir: Path, seed: int) -> bool
             seed=seed,
         ),
     }
-    (var_dir / "dagster").mkdir(parents=True, exist_ok=True)
-    with dg.DagsterInstance.local_temp(str(var_dir / "dagster")) as instance:
+    with dagster_instance() as instance:
         ranged = {
             "dagster/asset_partition_range_start": days[0],
             "dagster/asset_partition_range_end": days[-1],
