@@ -10,7 +10,6 @@ import dagster as dg
 from core.tracking import Tracker
 from solutions.fraud.operate import Source, Workspace
 
-
 ROOT = Path(__file__).parents[1]  # holds dagster.yaml
 
 

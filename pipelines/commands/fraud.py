@@ -1,4 +1,4 @@
-"""`vigil fraud`: simulate, train, evaluate, replay, serve."""
+"""`vigil fraud`: simulate, check, train, evaluate, replay, serve."""
 
 from __future__ import annotations
 
@@ -38,6 +38,38 @@ def simulate(
         raise InputError(f"`--preset` must be one of {', '.join(presets)}. Received: {preset}.")
     frame = write_simulation(presets[preset](), seed, out)
     say(f"{len(frame):,} payments, {int((frame['is_fraud'] == 1).sum()):,} frauds -> {out}")
+
+
+@app.command()
+def check(
+    transactions: Transactions,
+    columns: Columns = "",
+    label_delay_days: Delay = 7.0,
+    account_to_account: Accounts = False,
+    rejected: Annotated[Path | None, typer.Option(help="Where to write the refused rows and causes, as .csv.")] = None,
+) -> None:
+    """Validate a file of payments: what is in it, and which rows are refused for which cause."""
+    from datetime import timedelta
+
+    from solutions.fraud.data import ColumnMapping, load_payments
+
+    loaded = load_payments(
+        transactions,
+        ColumnMapping.parse(columns),
+        label_delay=timedelta(days=label_delay_days),
+        account_to_account=account_to_account,
+    )
+    frame = loaded.frame
+    print(f"{loaded.name}: {len(frame):,} of {loaded.rows:,} payments can be used")
+    print(f"time   {frame['event_time'].iat[0]} .. {frame['event_time'].iat[-1]}")
+    print(f"nodes  {frame['payer'].nunique():,} payers, {frame['payee'].nunique():,} payees")
+    known = frame["is_fraud"] >= 0
+    print(f"labels {int((frame['is_fraud'] == 1).sum()):,} frauds among {int(known.sum()):,} labelled payments")
+    for remark in loaded.remarks():
+        print(f"note   {remark}")
+    if rejected is not None:
+        loaded.rejected.to_csv(rejected, index=False)
+        say(f"{len(loaded.rejected):,} refused rows -> {rejected}")
 
 
 @app.command()

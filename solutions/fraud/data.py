@@ -141,6 +141,11 @@ class LoadedPayments:
         """How many payments were refused, by `column: cause`."""
         return _causes(self.rejected)
 
+    def remarks(self) -> list[str]:
+        """What a reader should know before trusting the figures: notes, and refused payments by cause."""
+        refused = [f"{count:,} of {self.rows:,} payments refused ({cause})" for cause, count in self.causes().items()]
+        return [*self.notes, *refused]
+
 
 def load_payments(
     path: Path | str,

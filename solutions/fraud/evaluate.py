@@ -258,6 +258,8 @@ def run_evaluation(
         label_delay=timedelta(days=label_delay_days),
         account_to_account=account_to_account,
     )
+    for remark in loaded.remarks():
+        progress(remark)
     engine = EngineSettings(maturity_days=label_delay_days, account_to_account=account_to_account)
     settings = TrainSettings(engine=engine)
     results = evaluate(

@@ -153,6 +153,15 @@ def neighbourhood(alert: pd.Series, history: pd.DataFrame, path: Path) -> Path:
     nx.draw_networkx_labels(
         graph, {n: (x, y + 0.09) for n, (x, y) in where.items()}, labels=named, font_size=8, ax=axes
     )
+    from matplotlib.lines import Line2D
+
+    lines = {"this payment": AMBER, "proven fraud by then": RED, "earlier payment or device used": "#c9ced4"}
+    axes.legend(
+        handles=[Line2D([], [], color=colour, lw=2, label=name) for name, colour in lines.items()],
+        frameon=False,
+        fontsize=8,
+        loc="lower left",
+    )
     axes.set_axis_off()
     axes.margins(0.15)
     return _save(figure, path)

@@ -274,6 +274,9 @@ def train_file(
         label_delay=timedelta(days=label_delay_days),
         account_to_account=account_to_account,
     )
+    for remark in loaded.remarks():
+        if progress:
+            progress(remark)
     engine = EngineSettings(maturity_days=label_delay_days, account_to_account=account_to_account)
     model = train_model(loaded.frame, settings or TrainSettings(engine=engine), seed=seed, progress=progress)
     model.save(out_dir)

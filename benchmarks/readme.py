@@ -1,0 +1,97 @@
+"""Write the tables of README.md from the results files, so that no figure there was typed.
+
+    python -m benchmarks.readme [--check]
+
+Every row: what was asked for, the baseline of the same run, what was measured, and whether that is enough.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import RESULTS
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One figure: the row and metric of a results file, the target, and the row that it is compared with."""
+
+    what: str
+    file: str
+    metric: str
+    target: float
+    model: str = "fused"
+    baseline: str | None = "lightgbm_strong"
+    at_most: bool = False
+
+
+FRAUD = (
+    Claim("handbook, four folds: average precision", "fraud_handbook", "ap", 0.762),
+    Claim("the same, network alone", "fraud_handbook", "ap", 0.75, model="network"),
+    Claim("the same: card precision@100", "fraud_handbook", "cp100", 0.315),
+    Claim("the same: AUC", "fraud_handbook", "auc", 0.88),
+    Claim("long split, labels after 7 days: average precision", "fraud_long", "ap", 0.81),
+    Claim("the same: recall at 0.3 % false positives", "fraud_long", "recall_fpr_0.003", 0.80),
+    Claim("simulated rings, mules, shared devices: average precision over baseline", "fraud_simulator", "ap", 0.15,
+          model="fused_minus_lightgbm_strong", baseline=None),
+    Claim("Bitcoin-Alpha, negative ratings: average precision", "fraud_bitcoin", "ap", 0.549),
+    Claim("the same: AUC", "fraud_bitcoin", "auc", 0.842),
+)  # fmt: skip
+TABLES: dict[str, tuple[Claim, ...]] = {"fraud": FRAUD}
+
+
+def _row(results: dict[str, Any], model: str) -> dict[str, Any]:
+    return next(row["metrics"] for row in results["rows"] if row["model"] == model)
+
+
+def _text(value: float) -> str:
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.2f}"
+
+
+def line(claim: Claim) -> str:
+    """One row of a table; a figure with an interval shows it."""
+    results = json.loads((RESULTS / f"{claim.file}.json").read_text())
+    entry = _row(results, claim.model)[claim.metric]
+    value = entry["mean"]
+    interval = f" [{_text(entry['low'])}, {_text(entry['high'])}]" if "low" in entry else ""
+    met = value <= claim.target if claim.at_most else value >= claim.target
+    baseline = ""
+    if claim.baseline is not None:
+        baseline = _text(_row(results, claim.baseline)[claim.metric]["mean"])
+    bound = "<=" if claim.at_most else ">="
+    verdict = "yes" if met else "**missed**"
+    return f"| {claim.what} | {bound} {_text(claim.target)} | {baseline} | {_text(value)}{interval} | {verdict} |"
+
+
+def table(name: str) -> str:
+    head = "| figure | asked for | baseline, same run | measured | met |\n|---|---|---|---|---|"
+    return "\n".join([head, *(line(claim) for claim in TABLES[name])])
+
+
+def rendered(text: str) -> str:
+    """The text with every block between `<!-- results: NAME -->` and `<!-- end -->` made anew."""
+
+    def block(match: re.Match[str]) -> str:
+        return f"{match[1]}\n{table(match[2])}\n<!-- end -->"
+
+    return re.sub(r"(<!-- results: (\w+) -->)\n.*?<!-- end -->", block, text, flags=re.DOTALL)
+
+
+def main() -> None:
+    text = README.read_text()
+    if "--check" in sys.argv:
+        sys.exit("README.md differs from the results: python -m benchmarks.readme" if rendered(text) != text else 0)
+    README.write_text(rendered(text))
+
+
+if __name__ == "__main__":
+    main()
