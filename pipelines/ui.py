@@ -8,12 +8,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+from pipelines.resources import ROOT
+
 
 def run_ui(var_dir: Path, tracking_uri: str, dagster_port: int, mlflow_port: int) -> None:
-    """Start both servers on 127.0.0.1 and wait for Ctrl-C."""
+    """Start both servers on 127.0.0.1 and wait for Ctrl-C or SIGTERM; both end with this process."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     var_dir.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "VIGIL_VAR": str(var_dir)}
-    environment.setdefault("DAGSTER_HOME", str(Path.cwd()))
+    environment.setdefault("DAGSTER_HOME", str(ROOT))
+    environment["PYTHONWARNINGS"] = "ignore"
     tools = Path(sys.executable).parent
     local = ["--host", "127.0.0.1", "--port"]
     commands = [

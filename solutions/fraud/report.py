@@ -86,14 +86,16 @@ def alerts_per_day(scores: pd.DataFrame, path: Path) -> Path:
     return _save(figure, path)
 
 
-def calibration(window: pd.DataFrame, path: Path) -> Path:
-    """Observed share of fraud over predicted probability, in groups of equal size among the suspicious."""
+def calibration(window: pd.DataFrame, path: Path, *, frauds_per_group: int = 25) -> Path:
+    """Observed share of fraud over mean predicted probability, in groups that hold as many frauds each."""
     figure, axes = _axes()
-    p, fraud = window["fused"].to_numpy(float), (window["is_fraud"] == 1).to_numpy(float)
-    order = np.argsort(p)
-    for part in np.array_split(order, 25):
-        axes.plot(max(p[part].mean(), 1e-5), max(fraud[part].mean(), 1e-5), "o", color=RED, ms=5)
-    axes.plot([1e-5, 1], [1e-5, 1], color=GREY, lw=1)
+    order = np.argsort(window["fused"].to_numpy(float))
+    p, fraud = window["fused"].to_numpy(float)[order], (window["is_fraud"] == 1).to_numpy(float)[order]
+    ends = np.flatnonzero(fraud)[frauds_per_group - 1 :: frauds_per_group] + 1
+    for group in np.split(np.arange(len(p)), ends)[: len(ends)]:
+        axes.plot(p[group].mean(), fraud[group].mean(), "o", color=RED, ms=5)
+    lowest = max(float(p[: ends[0]].mean()) if len(ends) else 1e-3, 1e-6)
+    axes.plot([lowest, 1], [lowest, 1], color=GREY, lw=1)
     axes.set(xscale="log", yscale="log", xlabel="predicted probability", ylabel="observed share of fraud")
     return _save(figure, path)
 
