@@ -149,7 +149,9 @@ class TemporalGraphNetwork(nn.Module):
         parts = []
         for begin in range(0, len(x_TF), INFERENCE_BATCH):
             chosen = slice(begin, begin + INFERENCE_BATCH)
-            parts.append(self(*_tensors(x_TF[chosen], {r: (t[chosen], m[chosen]) for r, (t, m) in mailboxes.items()})))
+            parts.append(
+                self(*to_tensors(x_TF[chosen], {r: (t[chosen], m[chosen]) for r, (t, m) in mailboxes.items()}))
+            )
         logit_T = torch.cat(parts) if parts else torch.zeros(0)
         return (logit_T + self.prior_shift).numpy().astype(np.float64)
 
@@ -164,7 +166,8 @@ class TemporalGraphNetwork(nn.Module):
         return network
 
 
-def _tensors(x_TF: F32, mailboxes: Mailboxes) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+def to_tensors(x_TF: F32, mailboxes: Mailboxes) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    """The network's arguments, without a copy."""
     tokens = {role: torch.from_numpy(token) for role, (token, _) in mailboxes.items()}
     masks = {role: torch.from_numpy(mask) for role, (_, mask) in mailboxes.items()}
     return torch.from_numpy(x_TF), tokens, masks
@@ -194,7 +197,7 @@ def train_network(
         return [shuffled[i : i + size] for i in range(0, len(shuffled) - size + 1, size)]
 
     def loss_of(model: nn.Module, chosen: NDArray[np.int64]) -> Tensor:
-        batch = _tensors(x_TF[chosen], {role: (t[chosen], m[chosen]) for role, (t, m) in mailboxes.items()})
+        batch = to_tensors(x_TF[chosen], {role: (t[chosen], m[chosen]) for role, (t, m) in mailboxes.items()})
         return F.binary_cross_entropy_with_logits(model(*batch), target_T[chosen])
 
     def watch(epoch: int, loss: float, _: float | None) -> None:

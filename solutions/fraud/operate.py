@@ -2,6 +2,7 @@
 
 payments/DATE.parquet   accepted payments of a day        rejected/DATE.parquet   refused rows with their causes
 models/RUN/             a trained challenger              evaluations/RUN.parquet scores of its held-out window
+updates/RUN.json        of an updated champion: to which change it answers, and what the gate said
 """
 
 from __future__ import annotations
@@ -51,6 +52,9 @@ class Workspace:
 
     def evaluation(self, run: str) -> Path:
         return self.root / "evaluations" / f"{run}.parquet"
+
+    def update(self, run: str) -> Path:
+        return self.root / "updates" / f"{run}.json"
 
 
 @dataclass(frozen=True)
@@ -178,15 +182,24 @@ def save_challenger(model: FraudModel, window: pd.DataFrame, workspace: Workspac
     return {f"{name}_{key}": value for name, values in window_metrics(window).items() for key, value in values.items()}
 
 
-def register_champion(tracker: Tracker, run_id: str, workspace: Workspace, run: str) -> int:
-    """Register the run's model with its signature and data fingerprint, and make it the champion."""
+def register_challenger(tracker: Tracker, run_id: str, workspace: Workspace, run: str) -> int:
+    """Register the run's model with its signature and data fingerprint; it serves only when it is promoted."""
     signature = {
         "inputs": ["transaction_id", "event_time", "payer", "payee", "amount", "device"],
         "outputs": ["probability", "decision", "reasons"],
         "aggregates": list(AGGREGATES),
     }
     fingerprint = sha256_file(workspace.evaluation(run))
-    version = tracker.register(run_id, workspace.model(run), MODEL_NAME, signature=signature, fingerprint=fingerprint)
+    return tracker.register(run_id, workspace.model(run), MODEL_NAME, signature=signature, fingerprint=fingerprint)
+
+
+def register_champion(tracker: Tracker, run_id: str, workspace: Workspace, run: str) -> int:
+    """Register the run's model and make it the champion."""
+    return promote_challenger(tracker, register_challenger(tracker, run_id, workspace, run), workspace, run)
+
+
+def promote_challenger(tracker: Tracker, version: int, workspace: Workspace, run: str) -> int:
+    """Make a registered version the champion."""
     tracker.promote(MODEL_NAME, version)
     (workspace.root / "champion.json").write_text(json.dumps({"version": version, "run": run}))
     return version
