@@ -42,11 +42,11 @@ WARM_UP, TRAINED, DRIFT, RECOVERED, END = 10, 33, 40, 54, 70  # days
 FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "fraud_drift.png"
 SETTINGS = TrainSettings(
     engine=EngineSettings(account_to_account=True),
-    network=NetworkSettings(epochs=2, least_steps=400),
+    network=NetworkSettings(epochs=2, batch_size=256, least_steps=400),
     warm_up_days=float(WARM_UP),
     slice_days=4.0,
     keep_genuine=0.3,
-    trees=300,
+    trees=200,
     threads=1,
 )
 MATURITY = SETTINGS.engine.maturity_days * DAY
@@ -79,7 +79,7 @@ class Served:
 
 
 def build(kind: DriftKind, seed: int) -> Town:
-    settings = replace(SimulatorSettings.drift(kind), payers=2_400, merchants=1_000)
+    settings = replace(SimulatorSettings.drift(kind), payers=1_200, merchants=500, testing_waves_per_day=3.0)
     stream = Stream.encode(simulate(settings, seed), SETTINGS.engine)
     origin = float(np.floor(stream.events.time_T[0] / DAY) * DAY)
     return Town(stream, (stream.events.time_T - origin) / DAY, origin)
@@ -116,7 +116,7 @@ def serve(town: Town, champion: FraudModel, frozen_T: F64, seed: int, progress: 
         rows = choose_rows(stream, outlook.since, known_by, MATURITY, warm_up_days=WARM_UP, settings=RowSettings())
         with measured() as cost:
             update = carry_out(
-                served.model, town.history, rows, outlook.plan, FraudUpdateSettings(trees=SETTINGS.trees), seed=seed
+                served.model, town.history, rows, outlook.plan, FraudUpdateSettings(trees=SETTINGS.trees, steps=120), seed=seed
             )
         served.updates.append(record(day, outlook.since, town.origin, update, cost))
         progress(f"day {day}: {served.updates[-1]}")
@@ -248,8 +248,17 @@ def draw(seeds: list[dict[str, Any]], path: Path) -> None:
 def main(seeds: int) -> None:
     torch.set_num_threads(1)
     progress = Clock()
-    with measured() as cost:
-        found = [one_seed(seed, progress) for seed in range(seeds)]
+    found: list[dict[str, Any]] = []
+    total = Cost()
+    for seed in range(seeds):
+        with measured() as cost:
+            found.append(one_seed(seed, progress))
+        total = Cost(total.seconds + cost.seconds, total.cpu_seconds + cost.cpu_seconds, cost.peak_rss_mb)
+        report(found, total)
+
+
+def report(found: list[dict[str, Any]], cost: Cost) -> None:
+    """Write what is measured so far."""
     rows = []
     for model in found[0]["rows"]:
         metrics = {key: summarise([f["rows"][model][key] for f in found]) for key in found[0]["rows"][model]}
@@ -258,7 +267,7 @@ def main(seeds: int) -> None:
         task="fraud",
         protocol="simulated drift: card testing from day 40, AP on days 54-69, labels matured by 7 days",
         data={"name": "vigil simulator, drift", "sha256": "", "rows": 0},
-        seeds=list(range(seeds)),
+        seeds=list(range(len(found))),
         champion="vigil_updater",
         cost=cost,
         rows=rows,

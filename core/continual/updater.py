@@ -6,7 +6,6 @@ loss(new) + match * |logit(past) - logit then|^2 + rehearse * loss(past).
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -145,7 +144,7 @@ class Updater:
                 return UpdateReport("none", before, before, 0.0, False, cost, (plan.why,))
             scores_before = None if scores_of is None else _evaluate(scores_of, model)
             trained = head(model) if plan.scope == "head" else model
-            backup = copy.deepcopy(model.state_dict())
+            backup = _copy(model)
             try:
                 with _only(model, trained):
                     parameters, steps = self._train(model, trained, batches, loss_of, replay, logit_of)
@@ -155,10 +154,10 @@ class Updater:
                     verdict = gate(scores_before, _evaluate(scores_of, model))
                     reasons, kept = (*verdict.reasons, *reasons[1:]), verdict.promote and len(reasons) == 1
             except BaseException:
-                model.load_state_dict(backup)
+                _put_back(model, backup)
                 raise
             if not kept:
-                model.load_state_dict(backup)
+                _put_back(model, backup)
         return UpdateReport(plan.scope, before, after, forgetting, kept, cost, reasons, parameters, steps)
 
     def _judge(self, before: float, after: float, forgetting: float) -> tuple[tuple[str, ...], bool]:
@@ -202,7 +201,9 @@ class Updater:
                     raise NonFiniteLossError(f"the loss is {float(loss.detach())} at step {steps} of the update.")
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
-                nn.utils.clip_grad_norm_(parameters, options.clip, error_if_nonfinite=True)
+                norm = float(nn.utils.clip_grad_norm_(parameters, options.clip))
+                if not math.isfinite(norm):
+                    raise NonFiniteLossError(f"the norm of the gradient is {norm} at step {steps} of the update.")
                 optimizer.step()
                 rebalance_routers(trained)
                 steps += 1
@@ -226,6 +227,17 @@ def _only(model: nn.Module, trained: nn.Module) -> Iterator[None]:
         for parameter in model.parameters():
             parameter.grad = None
         model.eval()
+
+
+def _copy(model: nn.Module) -> list[Tensor]:
+    """All parameters and buffers: a router's counts are not in the state dict, and would count in the next update."""
+    return [value.detach().clone() for value in (*model.parameters(), *model.buffers())]
+
+
+@torch.no_grad()
+def _put_back(model: nn.Module, backup: list[Tensor]) -> None:
+    for value, then in zip((*model.parameters(), *model.buffers()), backup, strict=True):
+        value.copy_(then)
 
 
 def _evaluate(function: Callable[[nn.Module], Any], model: nn.Module) -> Any:

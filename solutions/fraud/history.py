@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.continual.replay import Reservoir
+from core.promotion import LEAST_UNITS
 from solutions.fraud.engine import Observed
 from solutions.fraud.graph_state import DAY, LABEL_FRAUD, LABEL_UNKNOWN
 from solutions.fraud.model import FraudModel
@@ -84,6 +85,7 @@ class Rows:
 
     Attributes:
         kept: share of the past's genuine payments that are in the reservoir.
+        gate_payers: payers with a known fraud among the gate's payments, its units of evidence.
     """
 
     past: I64
@@ -93,6 +95,7 @@ class Rows:
     gate: I64
     fraud_T: B
     kept: float
+    gate_payers: int
 
     @property
     def all(self) -> I64:
@@ -105,6 +108,8 @@ class Rows:
             frauds = int(self.fraud_T[rows].sum())
             if frauds < LEAST_FRAUDS or frauds == len(rows):
                 return f"{frauds} known frauds to {purpose} among {len(rows)} payments, at least {LEAST_FRAUDS} needed"
+        if self.gate_payers < LEAST_UNITS:
+            return f"{self.gate_payers} payers with a known fraud to judge with, at least {LEAST_UNITS} needed"
         return None
 
 
@@ -129,12 +134,14 @@ def choose_rows(
     reservoir.add({"row": before, "fraud": fraud_T[before]})
     past = np.sort(reservoir.rows["row"][: len(reservoir)])
     genuine = int((~fraud_T[before]).sum())
+    gate = between(gate_from, np.inf)
     return Rows(
         past=past,
         old=between(since - settings.old_days * DAY, since),
         recent=between(since, blend_from),
         blend=between(blend_from, gate_from),
-        gate=between(gate_from, np.inf),
+        gate=gate,
         fraud_T=fraud_T,
         kept=float((~fraud_T[past]).sum() / genuine) if genuine else 1.0,
+        gate_payers=len(np.unique(stream.payer_T[gate[fraud_T[gate]]])),
     )
