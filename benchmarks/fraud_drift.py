@@ -116,7 +116,12 @@ def serve(town: Town, champion: FraudModel, frozen_T: F64, seed: int, progress: 
         rows = choose_rows(stream, outlook.since, known_by, MATURITY, warm_up_days=WARM_UP, settings=RowSettings())
         with measured() as cost:
             update = carry_out(
-                served.model, town.history, rows, outlook.plan, FraudUpdateSettings(trees=SETTINGS.trees, steps=120), seed=seed
+                served.model,
+                town.history,
+                rows,
+                outlook.plan,
+                FraudUpdateSettings(trees=SETTINGS.trees, steps=120),
+                seed=seed,
             )
         served.updates.append(record(day, outlook.since, town.origin, update, cost))
         progress(f"day {day}: {served.updates[-1]}")

@@ -1,7 +1,9 @@
 """Dagster definitions of the fraud solution: payments -> stream -> challenger -> gate -> champion, and what watches them."""
 
+import json
 import logging
 import os
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import dagster as dg
@@ -88,23 +90,79 @@ def train_settings(payments: PaymentsResource) -> Any:
     return TrainSettings(engine=engine, warm_up_days=payments.warm_up_days, slice_days=payments.slice_days)
 
 
+@dg.asset(group_name=GROUP, output_required=False)
+def fraud_update(
+    context: dg.AssetExecutionContext, fraud_stream: pd.DataFrame, var: VarResource, payments: PaymentsResource
+) -> Iterator[dg.Output[dict[str, Any]]]:
+    """A challenger made from the champion with the newest labels; nothing when none is due. Value: run and version."""
+    from solutions.fraud.operate import register_challenger
+    from solutions.fraud.update import update_when_due
+
+    run, tracker = context.run_id, var.tracker()
+    due = update_when_due(
+        var.fraud(), fraud_stream, run, update_settings(), seed=payments.seed, warm_up_days=payments.warm_up_days
+    )
+    if isinstance(due, str):
+        context.log.info(due)
+        return
+    run_id = tracker.run_for(run)
+    tracker.log(run_id, params={"scope": due.plan.scope, "why": due.plan.why}, metrics=due.metrics())
+    version = register_challenger(tracker, run_id, var.fraud(), run)
+    yield dg.Output({"run": run, "version": version}, metadata={"version": version, **due.metrics()})
+
+
+@dg.asset_check(asset=fraud_update, blocking=True, description="Better on the newest labels, no worse on older ones.")
+def fraud_update_gate(fraud_update: dict[str, Any], var: VarResource) -> dg.AssetCheckResult:
+    """The updated model must beat the champion on the newest labelled payments and forget at most .02 of AP."""
+    found = json.loads(var.fraud().update(fraud_update["run"]).read_text())
+    metadata = {name: found[name] for name in ("scope", "why", "before", "after", "forgetting")}
+    return dg.AssetCheckResult(passed=found["kept"], metadata=metadata | {"reasons": "; ".join(found["reasons"])})
+
+
+@dg.asset(group_name=GROUP)
+def fraud_updated_champion(context: dg.AssetExecutionContext, fraud_update: dict[str, Any], var: VarResource) -> None:
+    """The updated challenger, made champion. Runs only when the gate passed."""
+    from solutions.fraud.operate import promote_challenger
+
+    promote_challenger(var.tracker(), fraud_update["version"], var.fraud(), fraud_update["run"])
+    context.add_output_metadata({"version": fraud_update["version"]})
+
+
+def update_settings() -> Any:
+    """How updates are trained."""
+    from solutions.fraud.update import FraudUpdateSettings
+
+    return FraudUpdateSettings()
+
+
 train_job = dg.define_asset_job(
     "fraud_train", selection=[fraud_stream, fraud_challenger, fraud_champion], executor_def=dg.in_process_executor
+)
+update_job = dg.define_asset_job(
+    "fraud_update",
+    selection=[fraud_stream, fraud_update, fraud_updated_champion],
+    executor_def=dg.in_process_executor,
 )
 ingest_job = dg.define_asset_job("fraud_ingest", selection=[fraud_payments], partitions_def=DAYS)
 daily = dg.build_schedule_from_partitioned_job(ingest_job, name="fraud_daily", hour_of_day=2)
 weekly = dg.ScheduleDefinition(name="fraud_weekly_training", job=train_job, cron_schedule="0 4 * * 1")
 
 
-@dg.sensor(name="fraud_drift", job=train_job, minimum_interval_seconds=3600)
-def drift_sensor(context: dg.SensorEvaluationContext, var: VarResource) -> dg.SkipReason | dg.RunRequest:
-    """Compare the newest days with the champion's held-out window; ask for a training run when the errors have shifted."""
-    from solutions.fraud.watch import plan_update
+@dg.sensor(name="fraud_drift", job=update_job, minimum_interval_seconds=3600)
+def drift_sensor(
+    context: dg.SensorEvaluationContext, var: VarResource, payments: PaymentsResource
+) -> dg.SkipReason | dg.RunRequest:
+    """Compare matured labels since the champion's held-out window with that window; ask for an update when errors rose.
 
-    plan = plan_update(var.fraud())
-    if plan is None or plan.scope == "none":
-        return dg.SkipReason(plan.why if plan else "there is no champion, or no payment after its training")
-    return dg.RunRequest(run_key=plan.why, tags={"vigil.update": plan.scope})
+    One run at most for a champion and a day of payments: the same labels would give the same answer again.
+    """
+    from solutions.fraud.watch import champion_run, plan_update
+
+    outlook = plan_update(var.fraud(), warm_up_days=payments.warm_up_days)
+    if outlook is None or outlook.plan.scope == "none":
+        return dg.SkipReason(outlook.plan.why if outlook else "no champion, or no payment after its held-out window")
+    key = f"{champion_run(var.fraud())}-{outlook.label_day}-{outlook.plan.scope}"
+    return dg.RunRequest(run_key=key, tags={"vigil.update": outlook.plan.scope})
 
 
 @dg.asset_check(asset=fraud_champion, description="Records that wait to be scored.")
@@ -128,14 +186,16 @@ def _close(context: dg.RunStatusSensorContext, status: Literal["FINISHED", "FAIL
     tracker.close(context.dagster_run.run_id, status)
 
 
-@dg.run_status_sensor(run_status=dg.DagsterRunStatus.SUCCESS, name="close_tracking_run", monitored_jobs=[train_job])
+@dg.run_status_sensor(
+    run_status=dg.DagsterRunStatus.SUCCESS, name="close_tracking_run", monitored_jobs=[train_job, update_job]
+)
 def close_finished(context: dg.RunStatusSensorContext) -> None:
     """One MLflow run per Dagster run: it ends with the Dagster run, not with the first step."""
     _close(context, "FINISHED")
 
 
 @dg.run_status_sensor(
-    run_status=dg.DagsterRunStatus.FAILURE, name="close_failed_tracking_run", monitored_jobs=[train_job]
+    run_status=dg.DagsterRunStatus.FAILURE, name="close_failed_tracking_run", monitored_jobs=[train_job, update_job]
 )
 def close_failed(context: dg.RunStatusSensorContext) -> None:
     """The same for a run that failed."""
@@ -143,9 +203,9 @@ def close_failed(context: dg.RunStatusSensorContext) -> None:
 
 
 defs = dg.Definitions(
-    assets=[fraud_payments, fraud_stream, fraud_challenger, fraud_champion],
-    asset_checks=[fraud_gate, fraud_scorer_lag],
-    jobs=[train_job, ingest_job],
+    assets=[fraud_payments, fraud_stream, fraud_challenger, fraud_champion, fraud_update, fraud_updated_champion],
+    asset_checks=[fraud_gate, fraud_update_gate, fraud_scorer_lag],
+    jobs=[train_job, update_job, ingest_job],
     schedules=[daily, weekly],
     sensors=[drift_sensor, close_finished, close_failed],
     resources={"payments": payments_from_environment()},

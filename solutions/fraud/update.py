@@ -10,11 +10,14 @@ T payments, N rows.
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -25,9 +28,13 @@ from core.promotion import decide
 from core.results import weighted_average_precision
 from solutions.fraud.boosting import Boosting
 from solutions.fraud.data import InputError
-from solutions.fraud.history import History, Rows
+from solutions.fraud.graph_state import DAY
+from solutions.fraud.history import History, Rows, RowSettings, choose_rows
 from solutions.fraud.model import Blend, FraudModel
 from solutions.fraud.network import TemporalGraphNetwork, to_tensors
+from solutions.fraud.operate import Workspace, save_challenger
+from solutions.fraud.train import Stream
+from solutions.fraud.watch import Outlook, champion_run, plan_update
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -57,7 +64,7 @@ class FraudUpdate:
         network: report of the network alone; when it was no gain the challenger has the champion's network.
         before, after: average precision of champion and challenger on the gate's payments.
         forgetting: average precision lost on payments from before the change.
-        champion_N, challenger_N: probabilities of the gate's payments `gate`.
+        champion_N, challenger: probabilities of the gate's payments `gate`; of the challenger also each part alone.
     """
 
     model: FraudModel
@@ -71,6 +78,22 @@ class FraudUpdate:
     gate: I64
     champion_N: F64
     challenger: dict[str, F64]
+
+    def metrics(self) -> dict[str, float]:
+        return {
+            "ap_before": self.before,
+            "ap_after": self.after,
+            "forgetting": self.forgetting,
+            "kept": float(self.kept),
+        }
+
+    def record(self) -> dict[str, Any]:
+        """Plain JSON: what was done, whether it was kept, and why."""
+        return {
+            **{"scope": self.plan.scope, "why": self.plan.why, "kept": self.kept, "reasons": list(self.reasons)},
+            **{"network_kept": self.network.kept, "before": self.before, "after": self.after},
+            "forgetting": self.forgetting,
+        }
 
 
 def carry_out(
@@ -197,3 +220,64 @@ def _batch(history: History, rows: Rows, chosen: I64) -> Batch:
 
 def _loss(model: nn.Module, batch: Batch) -> Tensor:
     return F.binary_cross_entropy_with_logits(model(*batch[:3]), batch[3])
+
+
+def update_champion(
+    workspace: Workspace,
+    frame: pd.DataFrame,
+    outlook: Outlook,
+    run: str,
+    settings: FraudUpdateSettings | None = None,
+    *,
+    warm_up_days: float,
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda _: None,
+) -> FraudUpdate:
+    """Train a challenger from the champion of a workspace and store it under `run`, with what the gate said.
+
+    Raises:
+        InputError: there is no champion, or nothing to update.
+    """
+    serving = champion_run(workspace)
+    if serving is None or outlook.since is None:
+        raise InputError(f"there is nothing to update: {outlook.plan.why if serving else 'there is no champion'}.")
+    champion = FraudModel.load(workspace.model(serving))
+    stream = Stream.encode(frame, champion.engine)
+    rows = choose_rows(
+        stream,
+        outlook.since,
+        outlook.known_by,
+        champion.engine.maturity_days * DAY,
+        warm_up_days=warm_up_days,
+        settings=RowSettings(),
+    )
+    token_T = np.zeros(len(stream), bool)
+    token_T[rows.all] = True
+    progress(f"replaying {len(stream):,} payments through the champion's state")
+    history = History.replay(champion, stream, token_T)
+    update = carry_out(champion, history, rows, outlook.plan, settings, seed=seed, progress=progress)
+    window = frame.iloc[update.gate][["transaction_id", "event_time", "payer", "amount"]].assign(
+        is_fraud=rows.fraud_T[update.gate].astype(np.int8), champion=update.champion_N, **update.challenger
+    )
+    save_challenger(update.model, window.reset_index(drop=True), workspace, run)
+    workspace.update(run).parent.mkdir(parents=True, exist_ok=True)
+    workspace.update(run).write_text(json.dumps(update.record() | {"since": outlook.since, "from": serving}, indent=1))
+    return update
+
+
+def update_when_due(
+    workspace: Workspace,
+    frame: pd.DataFrame,
+    run: str,
+    settings: FraudUpdateSettings | None = None,
+    *,
+    warm_up_days: float,
+    seed: int = 0,
+) -> FraudUpdate | str:
+    """Look, and update the champion when the matured labels ask for it; else the reason why not."""
+    outlook = plan_update(workspace, warm_up_days=warm_up_days)
+    if outlook is None:
+        return "there is no champion, or no payment after its held-out window"
+    if outlook.plan.scope == "none":
+        return outlook.plan.why
+    return update_champion(workspace, frame, outlook, run, settings, warm_up_days=warm_up_days, seed=seed)

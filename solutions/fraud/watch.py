@@ -35,7 +35,7 @@ class Outlook:
 
     @property
     def label_day(self) -> str:
-        """Day of the newest labels: with the champion's name it makes a run key that comes once a day at most."""
+        """Day of the newest payments: with the champion's run it makes a run key that comes once a day at most."""
         return f"{pd.Timestamp(self.known_by, unit='s'):%Y-%m-%d}"
 
 
@@ -143,10 +143,3 @@ def plan_update(workspace: Workspace, *, warm_up_days: float) -> Outlook | None:
         warm_up_days=warm_up_days,
         last=last_update(workspace, run),
     )
-
-
-def settled(outlook: Outlook | None) -> str | None:
-    """Why there is nothing to do; None: there is."""
-    if outlook is None:
-        return "there is no champion, or no payment after its held-out window"
-    return outlook.plan.why if outlook.plan.scope == "none" else None
