@@ -3,7 +3,7 @@ BIN := .venv/bin
 export MLFLOW_DISABLE_TELEMETRY := true
 export DAGSTER_HOME ?= $(CURDIR)
 
-.PHONY: setup demo test check ui bench-fraud clean
+.PHONY: setup demo test check ui bench-fraud bench-core clean
 
 setup: .venv/ready ## build .venv from requirements.lock
 
@@ -30,8 +30,11 @@ check: setup
 ui: setup ## Dagster on port 3000, MLflow on port 5000
 	$(BIN)/vigil ui
 
-bench-fraud: setup
-	$(BIN)/python -m benchmarks.fraud
+bench-fraud: setup ## every figure of the fraud solution; QUICK=--quick for one seed
+	$(BIN)/python -m benchmarks.fraud $(QUICK)
+
+bench-core: setup ## what the mixture of experts brings
+	$(BIN)/python -m benchmarks.core_moe
 
 clean:
 	rm -rf .venv var build *.egg-info .mypy_cache .ruff_cache .hypothesis
