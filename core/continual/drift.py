@@ -7,7 +7,7 @@ is what costs. Neither proves the other.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -64,7 +64,7 @@ class DriftReport:
         error_shift: whether the errors rose.
         error_before, error_after: mean error on both sides of the rise (both the mean of all without one).
         features: every tested feature.
-        error_at: index of the first error after the rise, or None.
+        error_at: index of the first error after the rise (of the earliest, when several groups rose), or None.
         error_group: the group whose errors rose, when errors came in groups.
     """
 
@@ -174,8 +174,11 @@ def error_shift(
             before, after = float(error[index[start:at]].mean()), float(error[index[at:]].mean())
             name = None if group_N is None else str(value)
             found.append(ErrorShift(True, before, after, int(index[at]), name))
-    # the group with the largest relative rise speaks for all
-    return max(found, key=lambda s: s.after / max(s.before, 1e-9), default=ErrorShift(False, mean, mean))
+    if not found:
+        return ErrorShift(False, mean, mean)
+    # the group with the largest relative rise speaks for all; the change is where the first of them rose
+    loudest = max(found, key=lambda s: s.after / max(s.before, 1e-9))
+    return replace(loudest, at=min(s.at for s in found if s.at is not None))
 
 
 def _rise(error_N: F64, delta: float, least_rise: float) -> tuple[int, int] | None:

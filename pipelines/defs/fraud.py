@@ -154,14 +154,14 @@ def drift_sensor(
 ) -> dg.SkipReason | dg.RunRequest:
     """Compare matured labels since the champion's held-out window with that window; ask for an update when errors rose.
 
-    One run at most for a champion and a day of payments: the same labels would give the same answer again.
+    A refused update is asked for again when there are twice as many days of labels: see `Outlook.attempt`.
     """
     from solutions.fraud.watch import champion_run, plan_update
 
     outlook = plan_update(var.fraud(), warm_up_days=payments.warm_up_days)
     if outlook is None or outlook.plan.scope == "none":
         return dg.SkipReason(outlook.plan.why if outlook else "no champion, or no payment after its held-out window")
-    key = f"{champion_run(var.fraud())}-{outlook.label_day}-{outlook.plan.scope}"
+    key = f"{champion_run(var.fraud())}-{outlook.attempt}"
     return dg.RunRequest(run_key=key, tags={"vigil.update": outlook.plan.scope})
 
 

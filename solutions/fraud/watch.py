@@ -7,6 +7,7 @@ payments would not move the mean, and more fraud is not a worse model. Inputs ne
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,16 +28,23 @@ SETTLE_DAYS = 7.0  # labels of so many days after a change are learnt from, day 
 
 @dataclass(frozen=True)
 class Outlook:
-    """What to do, about which change, and with labels known by when (Unix seconds)."""
+    """What to do, about which change, and with labels known by when (Unix seconds).
+
+    Attributes:
+        labelled_days: how many days after the change have matured labels.
+    """
 
     plan: UpdatePlan
     since: float | None = None
     known_by: float = 0.0
+    labelled_days: float = 0.0
 
     @property
-    def label_day(self) -> str:
-        """Day of the newest payments: with the champion's run it makes a run key that comes once a day at most."""
-        return f"{pd.Timestamp(self.known_by, unit='s'):%Y-%m-%d}"
+    def attempt(self) -> str:
+        """With the champion's run, a key of what is worth trying once: a refused update is tried again when the labels
+        after the change have doubled, not every time somebody looks."""
+        doublings = int(math.log2(max(self.labelled_days, 1.0)))
+        return f"{pd.Timestamp(self.since or 0.0, unit='s'):%Y-%m-%d}-{doublings}"
 
 
 @dataclass(frozen=True)
@@ -101,7 +109,7 @@ def look(
     chosen = choose_rows(stream, since, known_by, maturity, warm_up_days=warm_up_days, settings=rows or RowSettings())
     if lacking := chosen.lacking():
         plan = UpdatePlan("none", f"{plan.why}; waiting for labels: {lacking}")
-    return Outlook(plan, since, known_by)
+    return Outlook(plan, since, known_by, (known_until - since) / DAY)
 
 
 def last_update(workspace: Workspace, run: str) -> LastUpdate | None:

@@ -158,3 +158,13 @@ def test_nonsense_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="one length"):
         error_shift([0.1, 0.2], group_N=[1])
     assert not error_shift([]).rose
+
+
+def test_the_earliest_of_several_rises_is_the_change_and_the_largest_speaks() -> None:
+    rng = np.random.default_rng(4)
+    group = np.arange(4000) % 2
+    later = np.where(group == 0, 1000, 2500)
+    rate = np.where(np.arange(4000) < later, np.where(group == 0, 0.3, 0.02), np.where(group == 0, 0.7, 0.4))
+    found = error_shift((rng.random(4000) < rate).astype(float), group_N=group)
+    assert found.group == "1"  # twenty times as many errors
+    assert found.at == pytest.approx(1000, abs=60)
