@@ -112,7 +112,7 @@ def serve(town: Town, champion: FraudModel, frozen_T: F64, seed: int, progress: 
     for day in range(DRIFT + LOOK_EVERY, END, LOOK_EVERY):
         known_by = town.origin + day * DAY
         outlook = look(stream, current_T, start, end, known_by, MATURITY, warm_up_days=WARM_UP, last=last)
-        attempt = f"{id(served.model)}-{outlook.attempt}"
+        attempt = f"{sum(u['kept'] for u in served.updates)}-{outlook.attempt}"  # the champion, and what it would learn
         if outlook.plan.scope == "none" or outlook.since is None or attempt in tried:
             continue
         tried.add(attempt)
