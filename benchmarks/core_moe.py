@@ -24,6 +24,7 @@ from core.moe import load_report
 from core.results import Cost, Results, bootstrap_interval, measured, summarise, weighted_average_precision
 from solutions.fraud.graph_state import LABEL_FRAUD
 from solutions.fraud.network import NetworkSettings, TemporalGraphNetwork, train_network
+from solutions.fraud.prior import Prior
 from solutions.fraud.protocols import TEST_STARTS, VALIDATION_STARTS, handbook_folds
 from solutions.fraud.train import Prepared, Stream, TrainSettings, prepare
 
@@ -48,6 +49,7 @@ class Task:
     test: NDArray[np.int64]
     fraud_T: NDArray[np.bool_]
     payer_T: NDArray[np.uint64]
+    prior: Prior
 
     def inputs(self, chosen: NDArray[np.int64]) -> tuple[Any, Any]:
         slot_T = np.cumsum(self.prepared.token_T) - 1
@@ -64,7 +66,8 @@ def make_task(start: str, progress: Clock) -> tuple[Task, dict[str, Any]]:
     progress(f"fold {start}: replaying {end:,} payments")
     prepared = prepare(part, fold.train_T[:end], fold.known_by, settings, also_tokens_T=test_T)
     sample = np.flatnonzero(prepared.token_T & prepared.fit_T)
-    task = Task(prepared, settings, sample, np.flatnonzero(test_T), part.fraud_T, part.payer_T)
+    prior = Prior.fit(prepared.observed.x_TF[prepared.fit_T], prepared.verdict_T[prepared.fit_T] == LABEL_FRAUD)
+    task = Task(prepared, settings, sample, np.flatnonzero(test_T), part.fraud_T, part.payer_T, prior)
     return task, {"name": loaded.name, "sha256": loaded.sha256, "rows": loaded.rows}
 
 
@@ -102,6 +105,7 @@ def one_run(task: Task, settings: NetworkSettings, seed: int) -> tuple[dict[str,
         x_TF,
         mailboxes,
         known_T[task.sample],
+        task.prior,
         keep_genuine=task.settings.keep_genuine,
         settings=settings,
         seed=seed,

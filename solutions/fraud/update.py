@@ -33,6 +33,7 @@ from solutions.fraud.history import History, Rows, RowSettings, choose_rows
 from solutions.fraud.model import Blend, FraudModel
 from solutions.fraud.network import TemporalGraphNetwork, to_tensors
 from solutions.fraud.operate import Workspace, save_challenger
+from solutions.fraud.prior import Prior
 from solutions.fraud.train import Stream
 from solutions.fraud.watch import Outlook, champion_run, plan_update
 
@@ -43,7 +44,7 @@ Batch = tuple[Tensor, dict[str, Tensor], dict[str, Tensor], Tensor]  # aggregate
 
 @dataclass(frozen=True, kw_only=True)
 class FraudUpdateSettings:
-    """steps: least number of optimizer steps of the network; trees: of boosting, at scope "full"."""
+    """steps: least number of optimizer steps of the network; trees: of boosting, at most."""
 
     updater: UpdaterSettings = field(default_factory=UpdaterSettings)
     steps: int = 200
@@ -169,9 +170,18 @@ def _thinned(rows: I64, fraud_T: NDArray[np.bool_], keep: float, seed: int) -> I
 
 def _train_boosting(history: History, rows: Rows, options: FraudUpdateSettings, seed: int) -> Boosting:
     # recent genuine payments are thinned like the past ones: the share of fraud must not tell the two apart
-    chosen = np.concatenate([rows.past, _thinned(rows.recent, rows.fraud_T, rows.kept, seed)])
-    x_TF = history.observed.x_TF[chosen]
-    return Boosting.train(x_TF, rows.fraud_T[chosen], seed=seed, trees=options.trees, threads=options.threads)
+    recent, held = (_thinned(chosen, rows.fraud_T, rows.kept, seed) for chosen in (rows.recent, rows.blend))
+    chosen = np.concatenate([rows.past, recent])
+    x_TF, fraud_T = history.observed.x_TF, rows.fraud_T
+    return Boosting.train(
+        x_TF[chosen],
+        fraud_T[chosen],
+        Prior.fit(x_TF[chosen], fraud_T[chosen]),
+        seed=seed,
+        trees=options.trees,
+        held=(x_TF[held], fraud_T[held]),
+        threads=options.threads,
+    )
 
 
 def _train_network(
