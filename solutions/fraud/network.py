@@ -38,7 +38,8 @@ class NetworkSettings:
     """Sizes and training of the network. Token width and batch chosen on the handbook's validation folds.
 
     bias_update_rate: held-out utilisation at 0 / 5e-4 / 1e-3 / 2e-3 / 5e-3 / 1e-2 / 2e-2 was .29 / .70 / .88 / .90 / .93 /
-    .89 / .89, and average precision .759 to .761 at all of them (handbook, first validation fold, one seed).
+    .89 / .89, and average precision .759 to .761 at all of them (handbook, first validation fold, one seed; measured
+    before the network started from the prior).
     """
 
     width: int = 32
