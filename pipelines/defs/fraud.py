@@ -91,7 +91,7 @@ def train_settings(payments: PaymentsResource) -> Any:
 
 
 @dg.asset(group_name=GROUP, output_required=False)
-def fraud_update(
+def fraud_updated_challenger(
     context: dg.AssetExecutionContext, fraud_stream: pd.DataFrame, var: VarResource, payments: PaymentsResource
 ) -> Iterator[dg.Output[dict[str, Any]]]:
     """A challenger made from the champion with the newest labels; nothing when none is due. Value: run and version."""
@@ -111,21 +111,25 @@ def fraud_update(
     yield dg.Output({"run": run, "version": version}, metadata={"version": version, **due.metrics()})
 
 
-@dg.asset_check(asset=fraud_update, blocking=True, description="Better on the newest labels, no worse on older ones.")
-def fraud_update_gate(fraud_update: dict[str, Any], var: VarResource) -> dg.AssetCheckResult:
+@dg.asset_check(
+    asset=fraud_updated_challenger, blocking=True, description="Better on the newest labels, no worse on older ones."
+)
+def fraud_update_gate(fraud_updated_challenger: dict[str, Any], var: VarResource) -> dg.AssetCheckResult:
     """The updated model must beat the champion on the newest labelled payments and forget at most .02 of AP."""
-    found = json.loads(var.fraud().update(fraud_update["run"]).read_text())
+    found = json.loads(var.fraud().update(fraud_updated_challenger["run"]).read_text())
     metadata = {name: found[name] for name in ("scope", "why", "before", "after", "forgetting")}
     return dg.AssetCheckResult(passed=found["kept"], metadata=metadata | {"reasons": "; ".join(found["reasons"])})
 
 
 @dg.asset(group_name=GROUP)
-def fraud_updated_champion(context: dg.AssetExecutionContext, fraud_update: dict[str, Any], var: VarResource) -> None:
+def fraud_updated_champion(
+    context: dg.AssetExecutionContext, fraud_updated_challenger: dict[str, Any], var: VarResource
+) -> None:
     """The updated challenger, made champion. Runs only when the gate passed."""
     from solutions.fraud.operate import promote_challenger
 
-    promote_challenger(var.tracker(), fraud_update["version"], var.fraud(), fraud_update["run"])
-    context.add_output_metadata({"version": fraud_update["version"]})
+    promote_challenger(var.tracker(), fraud_updated_challenger["version"], var.fraud(), fraud_updated_challenger["run"])
+    context.add_output_metadata({"version": fraud_updated_challenger["version"]})
 
 
 def update_settings() -> Any:
@@ -140,7 +144,7 @@ train_job = dg.define_asset_job(
 )
 update_job = dg.define_asset_job(
     "fraud_update",
-    selection=[fraud_stream, fraud_update, fraud_updated_champion],
+    selection=[fraud_stream, fraud_updated_challenger, fraud_updated_champion],
     executor_def=dg.in_process_executor,
 )
 ingest_job = dg.define_asset_job("fraud_ingest", selection=[fraud_payments], partitions_def=DAYS)
@@ -203,7 +207,14 @@ def close_failed(context: dg.RunStatusSensorContext) -> None:
 
 
 defs = dg.Definitions(
-    assets=[fraud_payments, fraud_stream, fraud_challenger, fraud_champion, fraud_update, fraud_updated_champion],
+    assets=[
+        fraud_payments,
+        fraud_stream,
+        fraud_challenger,
+        fraud_champion,
+        fraud_updated_challenger,
+        fraud_updated_champion,
+    ],
     asset_checks=[fraud_gate, fraud_update_gate, fraud_scorer_lag],
     jobs=[train_job, update_job, ingest_job],
     schedules=[daily, weekly],

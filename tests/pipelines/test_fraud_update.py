@@ -44,7 +44,7 @@ def due(workspace: operate.Workspace, frame: pd.DataFrame, run: str, *, kept: bo
 
 
 def run_job(resources: dict[str, Any]) -> dg.ExecuteInProcessResult:
-    assets = [fraud.fraud_stream, fraud.fraud_update, fraud.fraud_updated_champion, fraud.fraud_update_gate]
+    assets = [fraud.fraud_stream, fraud.fraud_updated_challenger, fraud.fraud_updated_champion, fraud.fraud_update_gate]
     with dg.DagsterInstance.ephemeral() as instance:
         return dg.materialize(assets, resources=resources, instance=instance, raise_on_error=False)
 
@@ -73,7 +73,7 @@ def test_when_no_update_is_due_nothing_is_registered_and_the_run_succeeds(
     monkeypatch.setattr(update, "update_when_due", lambda *_, **__: "nothing drifted")
     result = run_job(resources)
     assert result.success
-    assert not result.asset_materializations_for_node("fraud_update")
+    assert not result.asset_materializations_for_node("fraud_updated_challenger")
     assert resources["var"].tracker().version_of("fraud", "challenger") is None
 
 
