@@ -83,3 +83,18 @@ def test_replay_writes_one_row_per_payment(tmp_path: Path) -> None:
     scores = pd.read_parquet(tmp_path / "scores.parquet")
     assert scores["transaction_id"].tolist() == frame["transaction_id"].tolist()
     assert set(scores) == {"transaction_id", "event_time", "probability", "decision", "reasons", "model_version"}
+
+
+def test_check_tells_what_is_refused_and_why(tmp_path: Path) -> None:
+    frame = random_stream(60).astype({"amount": object})
+    frame.loc[3, "amount"], frame.loc[4, "amount"] = "abc", -5
+    frame.to_csv(tmp_path / "payments.csv", index=False)
+    done = vigil(
+        *("fraud", "check", "--transactions", str(tmp_path / "payments.csv")),
+        *("--rejected", str(tmp_path / "rejected.csv")),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "58 of 60 payments can be used" in done.stdout
+    assert "1 of 60 payments refused (amount: negative)" in done.stdout
+    rejected = pd.read_csv(tmp_path / "rejected.csv")
+    assert rejected[["row", "cause"]].to_numpy().tolist() == [[3, "not a number"], [4, "negative"]]

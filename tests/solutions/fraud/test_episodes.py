@@ -114,3 +114,28 @@ def test_parameters_survive_json() -> None:
     again = ep.Episodes.from_json(p.to_json())
     for a, b in zip(p, again, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_amounts_outside_episodes_are_learnt_apart() -> None:
+    """High ratios occur in episodes only: outside, they must become rare, or every payment of an episode looks ordinary."""
+    rng = np.random.default_rng(3)
+    nodes, days, high = 300, 80, ep.AMOUNT_BINS // 2 - 1
+    node_T, day_T, bin_T, label_T = [], [], [], []
+    for node in range(nodes):
+        begin = rng.integers(0, days) if node % 3 == 0 else days
+        for day in range(days):
+            for _ in range(rng.poisson(1.5)):
+                fraud = begin <= day < begin + 14 and rng.random() < 0.4
+                node_T.append(node)
+                day_T.append(day)
+                bin_T.append(high if fraud else rng.integers(0, 5))
+                label_T.append(LABEL_FRAUD if fraud else LABEL_GENUINE)
+    bins = np.array(bin_T)
+    time_T = np.array(day_T) * DAY + rng.uniform(0, DAY, len(bins))
+    fitted = ep.fit_episodes(
+        np.array(node_T), time_T, bins, np.array(label_T, np.int8), ep.EpisodeSettings(start_fraud_rate=0.3)
+    )
+    assert (bins == high).mean() > 0.02
+    assert fitted.clean_A[high] < 0.001
+    assert fitted.clean_A.sum() == pytest.approx(1.0)
+    assert ep.fraud_probability(fitted, 0.5, high) > 0.95
