@@ -171,6 +171,15 @@ class TemporalGraphNetwork(nn.Module):
         return network
 
 
+@dataclass(frozen=True)
+class Held:
+    """Payments that are not trained on: aggregates, mailboxes and truth (T,)."""
+
+    x_TF: F32
+    mailboxes: Mailboxes
+    fraud_T: NDArray[np.bool_]
+
+
 def to_tensors(x_TF: F32, mailboxes: Mailboxes) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
     """The network's arguments, without a copy."""
     tokens = {role: torch.from_numpy(token) for role, (token, _) in mailboxes.items()}
@@ -188,8 +197,13 @@ def train_network(
     settings: NetworkSettings,
     seed: int,
     progress: Callable[[str], None],
+    held: Held | None = None,
 ) -> TemporalGraphNetwork:
-    """Train on all frauds and a share `keep_genuine` of the genuine payments."""
+    """Train on all frauds and a share `keep_genuine` of the genuine payments.
+
+    Args:
+        held: later payments; a stream so small that it is passed more than `epochs` times keeps the pass that is best there.
+    """
     torch.manual_seed(seed)
     network = TemporalGraphNetwork(settings, prior)
     network.standardise_by(x_TF)
@@ -205,10 +219,17 @@ def train_network(
         batch = to_tensors(x_TF[chosen], {role: (t[chosen], m[chosen]) for role, (t, m) in mailboxes.items()})
         return F.binary_cross_entropy_with_logits(model(*batch), target_T[chosen])
 
+    epochs = max(settings.epochs, min(math.ceil(settings.least_steps * size / len(x_TF)), 30))
+
     def watch(epoch: int, loss: float, _: float | None) -> None:
         progress(f"network epoch {epoch + 1}/{epochs}: loss {loss:.4f}")
 
-    epochs = max(settings.epochs, min(math.ceil(settings.least_steps * size / len(x_TF)), 30))
+    def held_out(_: nn.Module) -> float:
+        assert held is not None
+        logit_T = torch.from_numpy(network.logit(held.x_TF, held.mailboxes))
+        return -float(F.binary_cross_entropy_with_logits(logit_T, torch.from_numpy(held.fraud_T).double()))
+
     options = TrainingSettings(epochs=epochs, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay)
-    fit(network, batches, loss_of, options, progress=watch)
+    small = held is not None and epochs > settings.epochs
+    fit(network, batches, loss_of, options, validate=held_out if small else None, progress=watch)
     return network

@@ -33,7 +33,7 @@ from solutions.fraud.episodes import Episodes, EpisodeSettings, amount_bins, fit
 from solutions.fraud.features import AGGREGATES
 from solutions.fraud.graph_state import DAY, LABEL_FRAUD, LABEL_GENUINE, LABEL_UNKNOWN
 from solutions.fraud.model import Blend, FraudModel
-from solutions.fraud.network import NetworkSettings, train_network
+from solutions.fraud.network import Held, NetworkSettings, train_network
 from solutions.fraud.prior import Prior
 
 Progress = Callable[[str], None]
@@ -204,6 +204,7 @@ def fit_parts(
     fit, held = np.flatnonzero(prepared.fit_T), np.flatnonzero(prepared.slice_T)
     sample = np.flatnonzero(prepared.token_T & prepared.fit_T)
     slot_T = np.cumsum(prepared.token_T) - 1
+    later = Held(x_TF[held], prepared.observed.modalities(slot_T[held]), fraud_T[held])
     prior = Prior.fit(x_TF[fit], fraud_T[fit])
     say(f"boosting on {len(fit):,} payments")
     boosting = Boosting.train(
@@ -212,7 +213,7 @@ def fit_parts(
         prior,
         seed=seed,
         trees=settings.trees,
-        held=(x_TF[held], fraud_T[held]),
+        held=(later.x_TF, later.fraud_T),
         threads=settings.threads,
     )
     say(f"network on {len(sample):,} payments")
@@ -225,10 +226,11 @@ def fit_parts(
         settings=settings.network,
         seed=seed,
         progress=say,
+        held=later,
     )
     logits = {
-        "lightgbm": boosting.logit(x_TF[held], settings.threads),
-        "network": network.logit(x_TF[held], prepared.observed.modalities(slot_T[held])),
+        "lightgbm": boosting.logit(later.x_TF, settings.threads),
+        "network": network.logit(later.x_TF, later.mailboxes),
     }
     return FraudModel(
         engine=settings.engine,
@@ -236,7 +238,7 @@ def fit_parts(
         episodes=prepared.episodes,
         boosting=boosting,
         network=network,
-        blend=Blend.fit(logits, fraud_T[held]),
+        blend=Blend.fit(logits, later.fraud_T),
     )
 
 
