@@ -10,7 +10,6 @@ Identifiers never appear in messages: row numbers (from 0, in file order) and co
 
 from __future__ import annotations
 
-import difflib
 import operator
 import re
 from collections.abc import Sequence
@@ -22,11 +21,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from numpy.typing import NDArray
 
-from solutions.fraud.fields import BadColumnError, Parsed, parse_amounts, parse_flags, parse_identifiers, parse_times
-from solutions.fraud.tables import InputError as InputError
-from solutions.fraud.tables import Table, column_names, read_columns, sha256_of
+from core.fields import BadColumnError, Parsed, parse_amounts, parse_flags, parse_identifiers, parse_times
+from core.refusals import Refusals, causes_of, did_you_mean, no_rejections
+from core.tables import InputError as InputError
+from core.tables import Table, column_names, read_columns, sha256_of
 
 OPERATORS = {
     "<": operator.lt,
@@ -39,7 +38,6 @@ OPERATORS = {
 OWN_NAME = {"label": "is_fraud"}  # the canonical column of a field, where it is not the field's own name
 REQUIRED = ("event_time", "payer", "payee")
 LABEL_COLUMNS = ("transaction_id", "is_fraud", "label_time")
-REJECTED = ("row", "column", "cause", "value_kind")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +81,7 @@ class ColumnMapping:
                 raise InputError(f"column mapping: each part must be `field=column`. Received: `{part}`.")
             if key not in known:
                 raise InputError(
-                    f"column mapping: unknown field `{key}`.{_did_you_mean(key, known)} Fields: {', '.join(known)}."
+                    f"column mapping: unknown field `{key}`.{did_you_mean(key, known)} Fields: {', '.join(known)}."
                 )
             if key in found:
                 raise InputError(f"column mapping: field `{key}` is given twice.")
@@ -112,7 +110,7 @@ class ColumnMapping:
             if column in available:
                 columns[field.name] = column
             elif given is not None or field.name in REQUIRED:
-                hint = _did_you_mean(column, available)
+                hint = did_you_mean(column, available)
                 raise InputError(
                     f"{where}: no column `{column}` for `{field.name}`.{hint} The file has: {', '.join(available)}. "
                     f"Map it with --columns {field.name}=COLUMN."
@@ -139,7 +137,7 @@ class LoadedPayments:
 
     def causes(self) -> dict[str, int]:
         """How many payments were refused, by `column: cause`."""
-        return _causes(self.rejected)
+        return causes_of(self.rejected)
 
     def remarks(self) -> list[str]:
         """What a reader should know before trusting the figures: notes, and refused payments by cause."""
@@ -182,7 +180,7 @@ def load_payments(
     table = read_columns(path, list(used.values()))
     if table.rows == 0:
         raise InputError(f"{path.name}: the file has no rows.")
-    refusals = _Refusals(table)
+    refusals = Refusals(table)
     values = _parse_payments(table, used, mapping, refusals, path.name)
     keep = refusals.ok()
     repeated = pd.Series(values["transaction_id"][keep]).duplicated().to_numpy()
@@ -190,7 +188,7 @@ def load_payments(
     keep = refusals.ok()
     rejected = refusals.frame()
     if not keep.any():
-        worst = next(iter(_causes(rejected)))
+        worst = next(iter(causes_of(rejected)))
         raise InputError(f"{path.name}: none of {table.rows} rows can be used. Most frequent cause: {worst}.")
     notes = []
     stamps = values["event_time"][keep]
@@ -201,10 +199,10 @@ def load_payments(
         order = order[np.argsort(stamps, kind="stable")]
     unchanged = not late and keep.all()
     frame = pd.DataFrame({name: column if unchanged else column[order] for name, column in values.items()})
-    rejected_labels = _no_rejections()
+    rejected_labels = no_rejections()
     if labels_path is not None:
         rejected_labels = _join_labels(frame, Path(labels_path))
-        notes += [f"labels: {count} refused ({cause})" for cause, count in _causes(rejected_labels).items()]
+        notes += [f"labels: {count} refused ({cause})" for cause, count in causes_of(rejected_labels).items()]
     elif "label_time" not in used:
         known = frame["is_fraud"].to_numpy() >= 0
         arrival = frame["event_time"].to_numpy() + np.timedelta64(int(label_delay.total_seconds() * 1e6), "us")
@@ -236,7 +234,7 @@ def load_payments(
 
 
 def _parse_payments(
-    table: Table, used: dict[str, str], mapping: ColumnMapping, refusals: _Refusals, where: str
+    table: Table, used: dict[str, str], mapping: ColumnMapping, refusals: Refusals, where: str
 ) -> dict[str, Any]:
     """Canonical arrays of all rows, in file order; rows that can not be used are noted in `refusals`."""
     values: dict[str, Any] = {}
@@ -286,7 +284,7 @@ def _join_labels(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
                 f"{path.name}: no column `{column}`. A label stream has: {', '.join(LABEL_COLUMNS)}[, source]."
             )
     table = read_columns(path, list(LABEL_COLUMNS))
-    refusals = _Refusals(table)
+    refusals = Refusals(table)
     values = {}
     for column in LABEL_COLUMNS:
         raw = table.columns.column(column)
@@ -317,45 +315,3 @@ def _join_labels(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
     label_time[position[chosen]] = values["label_time"][chosen]
     frame["is_fraud"], frame["label_time"] = is_fraud, label_time
     return refusals.frame()
-
-
-class _Refusals:
-    """The first cause found for each refused row."""
-
-    def __init__(self, table: Table) -> None:
-        self._row_N = table.row_N
-        self._ok_N = np.ones(len(table.row_N), bool)
-        self._parts: list[pd.DataFrame] = []
-        self._note("row", table.broken, "wrong number of values", "row")
-
-    def ok(self) -> NDArray[np.bool_]:
-        return self._ok_N.copy()
-
-    def add(self, column: str, rows: NDArray[np.int64], cause: str, value_kind: str) -> None:
-        rows = rows[self._ok_N[rows]]
-        self._ok_N[rows] = False
-        self._note(column, self._row_N[rows], cause, value_kind)
-
-    def _note(self, column: str, rows: NDArray[np.int64], cause: str, value_kind: str) -> None:
-        if len(rows):
-            self._parts.append(pd.DataFrame({"row": rows, "column": column, "cause": cause, "value_kind": value_kind}))
-
-    def frame(self) -> pd.DataFrame:
-        if not self._parts:
-            return _no_rejections()
-        return pd.concat(self._parts).sort_values("row", kind="stable").reset_index(drop=True)
-
-
-def _no_rejections() -> pd.DataFrame:
-    return pd.DataFrame({name: pd.Series(dtype="int64" if name == "row" else "str") for name in REJECTED})
-
-
-def _causes(rejected: pd.DataFrame) -> dict[str, int]:
-    counts = (rejected["column"] + ": " + rejected["cause"]).value_counts()
-    return {str(cause): int(count) for cause, count in counts.items()}
-
-
-def _did_you_mean(name: str, known: Sequence[str]) -> str:
-    folded = {candidate.casefold(): candidate for candidate in known}
-    close = difflib.get_close_matches(name.casefold(), list(folded), n=1)
-    return f" Did you mean `{folded[close[0]]}`?" if close else ""
