@@ -1,0 +1,1 @@
+"""Failure prediction from sensors and logs: hazard curves, alarms, causes, work orders."""

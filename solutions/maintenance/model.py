@@ -1,0 +1,294 @@
+"""The failure model: boosting and networks on folds of machines, fused, calibrated on machines they have not seen.
+
+Every fold trains without some machines and predicts them; these out-of-fold predictions choose the weight of each part,
+calibrate the curve and the interval. No machine calibrates a model that it trained.
+
+N rows, A assets, K intervals.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.special import expit
+
+from solutions.maintenance.boosting import Boosting
+from solutions.maintenance.data import History
+from solutions.maintenance.features import Features, Featurizer
+from solutions.maintenance.hazard import Curves, fit_scale, negative_log_likelihood, scale_hazard
+from solutions.maintenance.intervals import Interval, fit_interval
+from solutions.maintenance.labels import Labels
+from solutions.maintenance.life_curves import LifeCurves
+from solutions.maintenance.network import HazardNetwork, Inputs, train_network
+from solutions.maintenance.panel import Panel, make_panel
+from solutions.maintenance.task import Task
+
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+Bool = NDArray[np.bool_]
+PARTS = ("lightgbm", "network")
+WEIGHTS = np.linspace(0.0, 1.0, 11)  # of the network that are tried
+LEAST_AGE = 24  # steps of history a row must have to be trained on or calibrated with
+FORMAT = 1
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A history on its grid, with features."""
+
+    history: History
+    panel: Panel
+    features: Features
+
+    @property
+    def inputs(self) -> Inputs:
+        return Inputs(self.features, self.panel.start_R)
+
+    @classmethod
+    def make(cls, history: History, featurizer: Featurizer, *, until: np.datetime64 | None = None) -> Prepared:
+        panel = make_panel(history, until=until)
+        return cls(history, panel, featurizer.transform(history, panel))
+
+
+@dataclass(frozen=True)
+class Part:
+    """Raw predictions of one kind of model: the expected life (N,) or the logits of the hazards (N, K)."""
+
+    values: F64
+
+
+@dataclass
+class FailureModel:
+    """Members of each part, the weight of the network, and what makes curves and intervals of their predictions.
+
+    `scale` (kind event) or `life` (kind life) holds the calibration of each name in `names`.
+    """
+
+    task: Task
+    featurizer: Featurizer
+    arms: tuple[str, ...]
+    members: dict[str, list[Any]]
+    weight: float
+    scale: dict[str, tuple[float, float]] = field(default_factory=dict)
+    life: dict[str, LifeCurves] = field(default_factory=dict)
+    interval: dict[str, Interval] = field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (*self.members, "fused") if len(self.members) == 2 else tuple(self.members)
+
+    @property
+    def best(self) -> str:
+        return self.names[-1]
+
+    def raw(self, prepared: Prepared, rows: I64) -> dict[str, F64]:
+        """Mean over the members of each part, and the fusion."""
+        found = {
+            part: np.mean([_predict(member, part, self.task, prepared, rows) for member in members], axis=0)
+            for part, members in self.members.items()
+        }
+        return fuse(found, self.weight)
+
+    def curves(self, prepared: Prepared, rows: I64, name: str | None = None) -> Curves:
+        """Calibrated curves of some rows, of the fused model unless named."""
+        return self.curves_of(self.raw(prepared, rows), name or self.best)
+
+    def curves_of(self, raw: dict[str, F64], name: str) -> Curves:
+        if self.task.kind == "life":
+            return self.life[name](raw[name])
+        return scale_hazard(Curves.from_hazard(self.task.edges, expit(raw[name])), *self.scale[name])
+
+    def save(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        columns: list[list[int]] = []
+        for part, members in self.members.items():
+            for i, member in enumerate(members):
+                member.save(directory / f"{part}-{i}.{'txt' if part == 'lightgbm' else 'pt'}")
+                if part == "lightgbm":
+                    columns.append(member.columns.tolist())
+        stored = {
+            **{"format": FORMAT, "task": self.task.to_json(), "featurizer": self.featurizer.to_json()},
+            **{"arms": self.arms, "weight": self.weight, "scale": self.scale, "columns": columns},
+            "members": {part: len(members) for part, members in self.members.items()},
+            "life": {name: curves.to_json() for name, curves in self.life.items()},
+            "interval": {name: vars(interval) for name, interval in self.interval.items()},
+        }
+        (directory / "model.json").write_text(json.dumps(stored))
+
+    @classmethod
+    def load(cls, directory: Path) -> FailureModel:
+        from solutions.maintenance.data import InputError
+
+        path = directory / "model.json"
+        if not path.is_file():
+            raise InputError(
+                f"`{directory.name}` holds no model: no model.json. Write one with vigil maintenance train."
+            )
+        stored = json.loads(path.read_text())
+        if stored.get("format") != FORMAT:
+            raise InputError(f"model.json: expected format {FORMAT}. Received: {stored.get('format')!r}.")
+        task = Task.from_json(stored["task"])
+        members: dict[str, list[Any]] = {}
+        for part, count in stored["members"].items():
+            if part == "network":
+                members[part] = [HazardNetwork.load(directory / f"{part}-{i}.pt") for i in range(count)]
+            else:
+                columns = [np.asarray(c, np.int64) for c in stored["columns"]]
+                files = [directory / f"{part}-{i}.txt" for i in range(count)]
+                members[part] = [Boosting.load(f, c, task.edges) for f, c in zip(files, columns, strict=True)]
+        return cls(
+            task=task,
+            featurizer=Featurizer.from_json(stored["featurizer"]),
+            arms=tuple(stored["arms"]),
+            members=members,
+            weight=stored["weight"],
+            scale={name: (float(a), float(b)) for name, (a, b) in stored["scale"].items()},
+            life={name: LifeCurves.from_json(values) for name, values in stored["life"].items()},
+            interval={name: Interval(**values) for name, values in stored["interval"].items()},
+        )
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """Predictions for machines that the member did not train on. rows: of the panel; asset_N: their machines."""
+
+    rows: I64
+    asset_N: I64
+    raw: dict[str, F64]
+
+
+def fuse(found: dict[str, F64], weight: float) -> dict[str, F64]:
+    """The parts, and their weighted mean as "fused" (of lives, or of logits)."""
+    if len(found) < 2:
+        return found
+    return {**found, "fused": (1.0 - weight) * found["lightgbm"] + weight * found["network"]}
+
+
+def machine_folds(panel: Panel, labels: Labels, folds: int, seed: int) -> NDArray[np.int64]:
+    """(A,) fold of each machine; machines that fail are dealt out evenly."""
+    rng = np.random.default_rng(seed)
+    failures = np.bincount(panel.asset_R, labels.failed_R, len(panel.assets))
+    order = np.lexsort((rng.random(len(panel.assets)), -(failures > 0).astype(int)))
+    fold_A = np.empty(len(panel.assets), np.int64)
+    fold_A[order] = np.arange(len(panel.assets)) % folds
+    return fold_A
+
+
+def fit_model(
+    prepared: Prepared,
+    labels: Labels,
+    rows_R: Bool,
+    task: Task,
+    featurizer: Featurizer,
+    *,
+    seed: int,
+    arms: tuple[str, ...] = ("sensors", "logs"),
+    parts: tuple[str, ...] = PARTS,
+    threads: int = 1,
+    progress: Progress = lambda _: None,
+) -> tuple[FailureModel, OutOfFold]:
+    """Train on the rows marked in `rows_R`, whose labels must know nothing that a later row would.
+
+    Args:
+        arms: modalities used, of sensors and logs; the record of the asset always is.
+    """
+    panel, features = prepared.panel, prepared.features
+    columns = features.columns_of((*arms, "asset"))
+    usable_R = rows_R & ((labels.life_R > 0.0) | labels.failed_R) & (panel.age_R() >= (0 if task.kind == "life" else 1))
+    if task.kind == "life":
+        usable_R &= labels.failed_R | (labels.life_R >= task.cap)
+    fold_A = machine_folds(panel, labels, task.folds, seed)
+    members: dict[str, list[Any]] = {part: [] for part in parts}
+    held: list[I64] = []
+    predicted: dict[str, list[F64]] = {part: [] for part in parts}
+    for f in range(task.folds):
+        out_R = fold_A[panel.asset_R] == f
+        train, test = np.flatnonzero(usable_R & ~out_R), np.flatnonzero(usable_R & out_R)
+        for part in parts:
+            member: Any
+            if part == "lightgbm":
+                thin = train[seed % task.boosting.stride :: task.boosting.stride]
+                member = Boosting.train(
+                    features.x_RF[thin], labels.at(thin), task, columns, seed=seed * 100 + f, threads=threads
+                )
+            else:
+                member = train_network(
+                    prepared.inputs,
+                    train,
+                    labels,
+                    task,
+                    arms=arms,
+                    codes=int(code_count(featurizer)),
+                    seed=seed * 100 + f,
+                )
+            members[part].append(member)
+            predicted[part].append(_predict(member, part, task, prepared, test))
+        held.append(test)
+        progress(f"fold {f + 1}/{task.folds} trained")
+    rows = np.concatenate(held)
+    raw = {part: np.concatenate(values) for part, values in predicted.items()}
+    model = FailureModel(task, featurizer, arms, members, 0.5)
+    chosen = panel.age_R()[rows] >= LEAST_AGE
+    rows, raw = rows[chosen], {part: values[chosen] for part, values in raw.items()}
+    _calibrate(model, raw, labels.at(rows), panel.asset_R[rows], seed)
+    return model, OutOfFold(rows, panel.asset_R[rows], fuse(raw, model.weight))
+
+
+def code_count(featurizer: Featurizer) -> int:
+    """Codes of log entries, those of seldom ones included."""
+    return len(featurizer.all_codes())
+
+
+def _predict(member: Any, part: str, task: Task, prepared: Prepared, rows: I64) -> F64:
+    if part == "network":
+        logit = member.logit(prepared.inputs, rows)
+        return Curves.from_hazard(task.edges, expit(logit)).life() if task.kind == "life" else np.asarray(logit)
+    x = prepared.features.x_RF[rows]
+    return np.asarray(member.life(x) if task.kind == "life" else member.logit(x))
+
+
+def _calibrate(model: FailureModel, raw: dict[str, F64], labels: Labels, asset_N: I64, seed: int) -> None:
+    """Weight, curve and interval from out-of-fold predictions."""
+    task = model.task
+    life_N, target_N = labels.life_R, np.minimum(labels.life_R, task.cap)
+    if len(raw) == 2:
+        losses = []
+        for weight in WEIGHTS:
+            value = fuse(raw, float(weight))["fused"]
+            if task.kind == "life":
+                losses.append(float(((value - target_N) ** 2).mean()))
+            else:
+                curves = Curves.from_hazard(task.edges, expit(value))
+                losses.append(negative_log_likelihood(curves, life_N, labels.failed_R))
+        model.weight = float(WEIGHTS[int(np.argmin(losses))])
+    for name, values in fuse(raw, model.weight).items():
+        if task.kind == "life":
+            model.life[name] = LifeCurves.fit(values, target_N, asset_N, task.edges)
+        else:
+            curves = Curves.from_hazard(task.edges, expit(values))
+            model.scale[name] = fit_scale(curves, life_N, labels.failed_R)
+        curves = model.curves_of({name: values}, name)
+        known = labels.failed_R | (labels.life_R >= task.cap)
+        model.interval[name] = fit_interval(
+            curves.at(np.flatnonzero(known)), target_N[known], asset_N[known], seed=seed
+        )
+
+
+def frame_of(model: FailureModel, prepared: Prepared, rows: I64) -> pd.DataFrame:
+    """asset, time, P(failure within each horizon), RUL and its interval, one line per row."""
+    curves = model.curves(prepared, rows)
+    low, high = model.interval[model.best](curves)
+    found = {
+        "asset": np.asarray(prepared.panel.assets, object)[prepared.panel.asset_R[rows]],
+        "time": prepared.panel.time_R()[rows],
+    }
+    found |= {f"p_{h:g}": curves.fails_within(h) for h in model.task.horizons}
+    return pd.DataFrame({**found, "rul": curves.median(), "rul_low": low, "rul_high": high, "life": curves.life()})

@@ -1,0 +1,125 @@
+"""What is predicted for a fleet, and how: horizons, edges of the hazard, features, sizes of the models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from solutions.maintenance.features import FeatureSettings
+
+Kind = Literal["life", "event"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkSettings:
+    """Sizes and training of the network; window and patch chosen on training engines of C-MAPSS FD001."""
+
+    width: int = 32
+    heads: int = 4
+    read_outs: int = 4
+    summary_tokens: int = 4
+    layers: int = 1
+    moe: bool = True
+    num_experts: int = 8
+    top_k: int = 2
+    expert_width: int = 16
+    shared_width: int = 32
+    dropout: float = 0.2
+    window: int = 30
+    patch: int = 5
+    epochs: int = 12
+    share: float = 0.5  # of the rows, drawn anew for each epoch: neighbours say nearly the same
+    batch_size: int = 256
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.05
+    ema: float | None = None  # decay of the averaged weights
+    life_weight: float = 1.0  # of the squared error of the expected life beside the likelihood
+
+    def __post_init__(self) -> None:
+        if self.window % self.patch:
+            raise ValueError(f"`patch` must divide `window`. Received: window={self.window}, patch={self.patch}.")
+        if not 0.0 < self.share <= 1.0 or self.epochs < 1 or self.batch_size < 2:
+            raise ValueError(
+                "`share` must be in (0, 1], `epochs` >= 1, `batch_size` >= 2. Received: "
+                f"share={self.share}, epochs={self.epochs}, batch_size={self.batch_size}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoostingSettings:
+    """Gradient boosting; leaves and rate from the strong recipe of the literature."""
+
+    stride: int = 3  # of training rows: neighbours say nearly the same
+    trees: int = 300
+    leaves: int = 31
+    learning_rate: float = 0.03
+    least_rows: int = 20
+    features: float = 0.3
+    rows: float = 0.7
+    l2: float = 5.0
+    bins: int = 127
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A prediction problem.
+
+    Args:
+        kind: "life": assets run once from new to failure, the expected life matters; "event": failures recur, the
+            probability within the horizons matters.
+        edges: of the hazard's intervals, in hours (or cycles); the last one is the cap of the life.
+        horizons: P(failure within each) is reported.
+        folds: models per ensemble, each trained without one part of the machines.
+    """
+
+    kind: Kind
+    edges: tuple[float, ...]
+    horizons: tuple[float, ...] = (24.0, 72.0, 168.0)
+    features: FeatureSettings = field(default_factory=FeatureSettings)
+    network: NetworkSettings = field(default_factory=NetworkSettings)
+    boosting: BoostingSettings = field(default_factory=BoostingSettings)
+    folds: int = 5
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("life", "event"):
+            raise ValueError(f"`kind` must be life or event. Received: kind={self.kind!r}.")
+        if self.edges[0] != 0.0 or any(h > self.edges[-1] for h in self.horizons):
+            raise ValueError(
+                f"`edges` must begin with 0 and reach all horizons. Received: edges={self.edges}, horizons={self.horizons}."
+            )
+        if self.folds < 2:
+            raise ValueError(f"`folds` must be >= 2. Received: folds={self.folds}.")
+
+    @property
+    def cap(self) -> float:
+        return self.edges[-1]
+
+    def to_json(self) -> dict[str, Any]:
+        nested = {name: vars(getattr(self, name)) for name in ("features", "network", "boosting")}
+        return {**vars(self), **nested}
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> Task:
+        features: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored["features"].items()}
+        return cls(
+            **{k: stored[k] for k in ("kind", "folds")},
+            edges=tuple(stored["edges"]),
+            horizons=tuple(stored["horizons"]),
+            features=FeatureSettings(**features),
+            network=NetworkSettings(**stored["network"]),
+            boosting=BoostingSettings(**stored["boosting"]),
+        )
+
+
+def run_to_failure_task() -> Task:
+    """Turbofans: life in cycles, capped at 125 as is customary (arXiv 1801.05512 and most of C-MAPSS)."""
+    edges = tuple(float(e) for e in range(0, 126, 5))
+    return Task(kind="life", edges=edges, horizons=(24.0, 72.0), features=FeatureSettings(from_new=True))
+
+
+def recurring_task() -> Task:
+    """Machines that fail, are repaired and go on: hours, with the edges closest where decisions are made."""
+    edges = (0.0, 12.0, 24.0, 36.0, 48.0, 60.0, 72.0, 96.0, 120.0, 168.0)
+    features = FeatureSettings(means=(3, 12, 24, 48), ewma=(24,), deviation=24, first=48)
+    network = NetworkSettings(window=48, patch=6, epochs=6, life_weight=0.1)
+    return Task(kind="event", edges=edges, features=features, network=network)
