@@ -35,7 +35,8 @@ class FeatureSettings:
         means, ewma, first, deviation: windows of the rolling and exponential means, of the change since the first rows,
             and of deviation, slope and largest value.
         counts: windows, in hours, over which events are counted.
-        from_new: histories begin when the asset is new, so that the age of a row tells something.
+        from_new: histories begin when the asset is new, so that the age of a row, its mean ever since and the change
+            since its first rows tell something. Without it nothing but the window and the events matters.
         hour_of_day: failures and repairs follow shifts.
         least_events: a code that is seldom seen is not told apart from others of its kind.
     """
@@ -89,7 +90,9 @@ class Featurizer:
         conditions = Conditions.fit(panel.condition_RC[rows_R], panel.x_RS[rows_R])
         newest = int(panel.hour_R[rows_R].max())
         seen = history.events[hours_of(history.events["time"]) <= newest]
-        count = pd.Series(event_codes(seen)).explode().value_counts()
+        if settings.from_new:  # a failure ends the life: it is never seen before a row
+            seen = seen[seen["kind"] != "failure"]
+        count = pd.Series(event_codes(seen), dtype=object).explode().value_counts()
         codes = tuple(sorted(str(code) for code in count.index[count >= settings.least_events]))
         numeric, categories = [], {}
         for name, column in history.assets.items():
@@ -136,8 +139,9 @@ class Featurizer:
         )
 
     def all_codes(self) -> list[str]:
-        """Codes that are told apart, and one for the rest of each kind."""
-        return list(dict.fromkeys([*self.codes, *(f"{kind}:other" for kind in ("error", "maintenance", "failure"))]))
+        """Codes that are told apart, and one for the rest of each kind; none when training saw no event that recurs."""
+        kinds = ("error", "maintenance", "failure") if self.codes else ()
+        return list(dict.fromkeys([*self.codes, *(f"{kind}:other" for kind in kinds)]))
 
     def _sensor_statistics(self, z_RS: F64, panel: Panel) -> dict[str, F64]:
         options, start_R, slices = self.settings, panel.start_R, panel.slices()
@@ -148,9 +152,10 @@ class Featurizer:
         found[f"deviation {options.deviation}"] = windows.rolling_deviation(z_RS, start_R, options.deviation)
         found[f"slope {options.deviation}"] = windows.rolling_slope(z_RS, start_R, options.deviation)
         found[f"largest {options.deviation}"] = windows.largest(z_RS, slices, options.deviation)
-        since = windows.first_mean(z_RS, slices, options.first)
-        found[f"change since first {options.first}"] = found[f"mean {options.means[0]}"] - since
-        found["mean ever"] = windows.rolling_mean(z_RS, start_R, len(z_RS))
+        if options.from_new:
+            since = windows.first_mean(z_RS, slices, options.first)
+            found[f"change since first {options.first}"] = found[f"mean {options.means[0]}"] - since
+            found["mean ever"] = windows.rolling_mean(z_RS, start_R, len(z_RS))
         return found
 
     def _logs(self, history: History, panel: Panel, parts: list[F64], labels: list[tuple[str, str]]) -> tuple[I64, F32]:

@@ -215,7 +215,8 @@ def fit_model(
         for part in parts:
             member: Any
             if part == "lightgbm":
-                thin = train[seed % task.boosting.stride :: task.boosting.stride]
+                stride = -(-len(train) // task.boosting.most_rows)
+                thin = train[seed % stride :: stride]
                 member = Boosting.train(
                     features.x_RF[thin], labels.at(thin), task, columns, seed=seed * 100 + f, threads=threads
                 )

@@ -76,11 +76,11 @@ class HazardNetwork(nn.Module):
         super().__init__()
         self.settings, self.sensors, self.codes, self.groups, self.arms = settings, sensors, codes, groups, arms
         self.edges = edges
-        width, tokens = settings.width, settings.summary_tokens
+        width, tokens = settings.width, {g: 1 if g == "asset" else settings.summary_tokens for g in GROUPS}
         self.register_buffer("mean_F", torch.zeros(len(groups)))
         self.register_buffer("scale_F", torch.ones(len(groups)))
         self.columns = {g: torch.tensor([i for i, own in enumerate(groups) if own == g]) for g in GROUPS}
-        self.used = tuple(g for g in GROUPS if g in (*arms, "asset") and (len(self.columns[g]) or g in arms))
+        self.used = tuple(g for g in GROUPS if g in (*arms, "asset") and len(self.columns[g]))
         size = settings.patch * sensors
         self.patch = nn.Sequential(nn.Linear(size + sensors, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
         self.place = nn.Parameter(torch.randn(settings.window // settings.patch, width) * 0.1)
@@ -92,10 +92,9 @@ class HazardNetwork(nn.Module):
                     nn.Linear(len(self.columns[g]), 3 * width),
                     nn.GELU(),
                     nn.Dropout(settings.dropout),
-                    nn.Linear(3 * width, tokens * width),
+                    nn.Linear(3 * width, tokens[g] * width),
                 )
                 for g in self.used
-                if len(self.columns[g])
             }
         )
         self.fuser = Fuser(
@@ -114,7 +113,7 @@ class HazardNetwork(nn.Module):
                 dropout=settings.dropout / 2.0,
             )
         )
-        flat = (settings.read_outs + tokens * len(self.summary)) * width
+        flat = (settings.read_outs + sum(tokens[g] for g in self.used)) * width
         self.head = nn.Sequential(
             nn.LayerNorm(flat),
             nn.Dropout(settings.dropout),
@@ -156,10 +155,9 @@ class HazardNetwork(nn.Module):
             if g == "logs":
                 parts.append(self.entry(batch["log_BL"]) + self.age(ages(batch["age_BL"])))
                 seen.append(batch["log_BL"] > 0)
-            if g in self.summary:
-                summaries[g] = self.summary[g](x_BF[:, self.columns[g]]).view(rows, -1, width)
-                parts.append(summaries[g])
-                seen.append(torch.ones(summaries[g].shape[:2], dtype=torch.bool))
+            summaries[g] = self.summary[g](x_BF[:, self.columns[g]]).view(rows, -1, width)
+            parts.append(summaries[g])
+            seen.append(torch.ones(summaries[g].shape[:2], dtype=torch.bool))
             tokens[g], masks[g] = torch.cat(parts, dim=1), torch.cat(seen, dim=1)
         present_BM = torch.stack([m.any(dim=1) for m in masks.values()], dim=1)
         if self.training and len(self.used) > 1:
@@ -250,7 +248,7 @@ def train_network(
     width_K = torch.from_numpy(np.diff(np.asarray(task.edges)).astype(np.float32))
     unit = task.cap / 5.0
     size = min(options.batch_size, len(rows))
-    drawn = max(int(options.share * len(rows)), size)
+    drawn = max(min(options.rows, len(rows)), size)
 
     def batches(epoch: int) -> list[I64]:
         shuffled = np.random.default_rng((seed, epoch)).permutation(rows)[:drawn]

@@ -28,7 +28,7 @@ class NetworkSettings:
     window: int = 30
     patch: int = 5
     epochs: int = 12
-    share: float = 0.5  # of the rows, drawn anew for each epoch: neighbours say nearly the same
+    rows: int = 8_000  # drawn anew for each epoch, at most: neighbours say nearly the same
     batch_size: int = 256
     learning_rate: float = 3e-3
     weight_decay: float = 0.05
@@ -38,10 +38,10 @@ class NetworkSettings:
     def __post_init__(self) -> None:
         if self.window % self.patch:
             raise ValueError(f"`patch` must divide `window`. Received: window={self.window}, patch={self.patch}.")
-        if not 0.0 < self.share <= 1.0 or self.epochs < 1 or self.batch_size < 2:
+        if self.rows < 1 or self.epochs < 1 or self.batch_size < 2:
             raise ValueError(
-                "`share` must be in (0, 1], `epochs` >= 1, `batch_size` >= 2. Received: "
-                f"share={self.share}, epochs={self.epochs}, batch_size={self.batch_size}."
+                "`rows` and `epochs` must be >= 1, `batch_size` >= 2. Received: "
+                f"rows={self.rows}, epochs={self.epochs}, batch_size={self.batch_size}."
             )
 
 
@@ -49,7 +49,7 @@ class NetworkSettings:
 class BoostingSettings:
     """Gradient boosting; leaves and rate from the strong recipe of the literature."""
 
-    stride: int = 3  # of training rows: neighbours say nearly the same
+    most_rows: int = 10_000  # a longer training part is thinned evenly: neighbours say nearly the same
     trees: int = 300
     leaves: int = 31
     learning_rate: float = 0.03
@@ -120,6 +120,6 @@ def run_to_failure_task() -> Task:
 def recurring_task() -> Task:
     """Machines that fail, are repaired and go on: hours, with the edges closest where decisions are made."""
     edges = (0.0, 12.0, 24.0, 36.0, 48.0, 60.0, 72.0, 96.0, 120.0, 168.0)
-    features = FeatureSettings(means=(3, 12, 24, 48), ewma=(24,), deviation=24, first=48)
+    features = FeatureSettings(means=(3, 12, 24, 48), ewma=(24,), deviation=24)
     network = NetworkSettings(window=48, patch=6, epochs=6, life_weight=0.1)
     return Task(kind="event", edges=edges, features=features, network=network)

@@ -56,64 +56,15 @@ JARGON = {
     **dict.fromkeys(("clean", "cleaned", "flush", "flushed"), "clean"),
     **dict.fromkeys(("service", "serviced", "svc"), "service"),
 }
-ITEMS = frozenset(
-    {
-        "cylinder",
-        "hydraulic",
-        "engine",
-        "bearing",
-        "compressor",
-        "pump",
-        "valve",
-        "filter",
-        "generator",
-        "tooth",
-        "hose",
-        "aircon",
-        "light",
-        "track",
-        "electric",
-        "grease",
-        "seal",
-        "belt",
-        "fan",
-        "pin",
-        "bolt",
-        "bucket",
-        "boom",
-        "stick",
-        "shroud",
-        "oil",
-        "radiator",
-        "coolant",
-        "battery",
-        "starter",
-        "alarm",
-        "radio",
-        "camera",
-        "gear",
-        "gearbox",
-        "cooler",
-        "brake",
-        "turbo",
-        "injector",
-        "sensor",
-        "cable",
-        "pipe",
-        "ladder",
-        "door",
-        "seat",
-        "cab",
-        "pedal",
-        "swing",
-        "rotor",
-        "shaft",
-    }
-)
-STATES = frozenset(
-    {"leak", "crack", "break", "burst", "vibration", "overheat", "noise", "loose", "wear", "fail", "block", "low"}
-)
-ACTIONS = frozenset({"replace", "repair", "inspect", "adjust", "clean", "service"})
+_ITEMS = """
+cylinder hydraulic engine bearing compressor pump valve filter generator tooth hose aircon light track
+electric grease seal belt fan pin bolt bucket boom stick shroud oil radiator coolant battery starter alarm
+radio camera gear gearbox cooler brake turbo injector sensor cable pipe ladder door seat cab pedal swing rotor
+shaft
+"""
+_STATES = "leak crack break burst vibration overheat noise loose wear fail block low"
+_ACTIONS = "replace repair inspect adjust clean service"
+ITEMS, STATES, ACTIONS = frozenset(_ITEMS.split()), frozenset(_STATES.split()), frozenset(_ACTIONS.split())
 WORD = re.compile(r"[a-z]/[a-z]+|[a-z][a-z'-]*")
 
 

@@ -1,0 +1,260 @@
+"""The steps of the maintenance solution as plain functions over one directory: ingest, score, train, judge, promote.
+
+scores/ASSET/DATE.parquet    scored hours of an asset-day     quality/ASSET/DATE.parquet   its ill sensors
+models/RUN/                  a trained challenger             evaluations/RUN.parquet      scores of its held-out days
+cases.json                   all cases                        champion.json                which run serves
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+import pandas as pd
+
+from core.continual.drift import DriftReport, detect
+from core.continual.updater import UpdatePlan, Updater
+from core.promotion import Verdict, decide
+from core.results import sha256_file
+from core.tracking import Tracker
+from solutions.maintenance.alarms import episodes
+from solutions.maintenance.cases import Case, CaseBook, with_findings
+from solutions.maintenance.data import HOUR, History, InputError, load_history
+from solutions.maintenance.labels import make_labels
+from solutions.maintenance.model import Prepared, Progress
+from solutions.maintenance.monitor import LOOK_BACK, Monitor, fit_monitor
+from solutions.maintenance.panel import hours_of
+from solutions.maintenance.task import Task
+
+MODEL_NAME = "maintenance"
+BASELINE = "lightgbm"
+DAY = 24 * HOUR
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where the maintenance solution keeps its files. Names of assets are quoted: they are data, not paths."""
+
+    root: Path
+
+    def scores(self, asset: str, day: str) -> Path:
+        return self.root / "scores" / quote(asset, safe="") / f"{day}.parquet"
+
+    def quality(self, asset: str, day: str) -> Path:
+        return self.root / "quality" / quote(asset, safe="") / f"{day}.parquet"
+
+    def model(self, run: str) -> Path:
+        return self.root / "models" / run
+
+    def evaluation(self, run: str) -> Path:
+        return self.root / "evaluations" / f"{run}.parquet"
+
+    @property
+    def cases(self) -> Path:
+        return self.root / "cases.json"
+
+    @property
+    def champion(self) -> Path:
+        return self.root / "champion.json"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder of tables and how to read it."""
+
+    folder: Path
+    columns: str = ""
+
+    def load(self) -> History:
+        return load_history(self.folder, self.columns)
+
+
+def _write(frame: pd.DataFrame, path: Path) -> None:
+    """Replace a parquet file in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    frame.to_parquet(temporary, index=False)
+    temporary.replace(path)
+
+
+def days_of(history: History) -> list[str]:
+    """The days that have readings."""
+    return sorted(history.readings["time"].dt.strftime("%Y-%m-%d").unique())
+
+
+def score_day(monitor: Monitor, history: History, asset: str, day: str, workspace: Workspace) -> int:
+    """Score every hour of an asset-day by event time and write it; the same readings give the same file.
+
+    Returns the number of hours. An asset without readings on the day and the look-back before it is left out.
+    """
+    end = np.datetime64(day, "us") + DAY
+    part = history.of([asset])
+    inside = (part.readings["time"] > end - DAY - LOOK_BACK * HOUR) & (part.readings["time"] <= end)
+    part = replace(
+        part,
+        readings=part.readings[inside].reset_index(drop=True),
+        events=part.events[part.events["time"] <= end].reset_index(drop=True),
+    )
+    if part.readings.empty:
+        return 0
+    prepared, findings = monitor.prepare(part)
+    first = int(hours_of(np.array([end - DAY]))[0])
+    rows = np.flatnonzero((prepared.panel.hour_R > first) & (prepared.panel.hour_R <= first + 24))
+    frame = monitor.frame(prepared, rows)
+    _write(frame, workspace.scores(asset, day))
+    ill = [asdict(f) | {"advice": f.advice} for f in findings if f.last_hour > first]
+    columns = ["asset", "sensor", "cause", "first_hour", "last_hour", "advice"]
+    _write(pd.DataFrame(ill, columns=columns), workspace.quality(asset, day))
+    return len(frame)
+
+
+def read_scores(workspace: Workspace) -> pd.DataFrame:
+    """All scored hours, by asset and time."""
+    files = sorted((workspace.root / "scores").glob("*/*.parquet"))
+    if not files:
+        raise InputError(f"nothing is scored under {workspace.root.name}/scores. Run `vigil maintenance score` first.")
+    frame = pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
+    return frame.sort_values(["asset", "hour"]).reset_index(drop=True)
+
+
+def open_cases(monitor: Monitor, scores: pd.DataFrame, book: CaseBook) -> list[Case]:
+    """Alarms over all scores; returns the cases that are new. Running it again opens nothing twice."""
+    assets = sorted(scores["asset"].unique())
+    frame = scores.sort_values(["asset", "hour"])
+    asset_N = pd.Index(assets).get_indexer(frame["asset"]).astype(np.int64)
+    p = frame[f"p_{monitor.horizon:g}"].to_numpy(float)
+    return book.take(episodes(p, asset_N, frame["hour"].to_numpy(np.int64), monitor.alarm), assets)
+
+
+def train_challenger(
+    history: History,
+    task: Task,
+    *,
+    holdout_days: float,
+    seed: int,
+    book: CaseBook | None = None,
+    progress: Progress = lambda _: None,
+) -> tuple[Monitor, pd.DataFrame]:
+    """Train on all but the last days; returns the monitor and the scores of those days.
+
+    The window has one row per asset and hour whose label is known: asset, time, failed (within the alarm horizon), and a
+    probability for "fused" and for the baseline, gradient boosting on the same features.
+    """
+    if book is not None:
+        history = with_findings(history, book)
+    cut = history.readings["time"].max().to_datetime64() - int(holdout_days * 24) * HOUR
+    if cut <= history.readings["time"].min().to_datetime64():
+        raise InputError(f"{history.name}: shorter than the {holdout_days:g} days that are held out.")
+    monitor, _, _ = fit_monitor(history, task, seed=seed, cut=cut, progress=progress)
+    prepared, _ = monitor.prepare(history)
+    return monitor, held_out(monitor, prepared, cut)
+
+
+def held_out(monitor: Monitor, prepared: Prepared, cut: np.datetime64) -> pd.DataFrame:
+    """Scores of the rows from `cut` on, whose outcome is known."""
+    panel, model = prepared.panel, monitor.model
+    labels = make_labels(prepared.history, panel)
+    positive, known = labels.within(monitor.horizon)
+    rows = np.flatnonzero((panel.hour_R >= int(hours_of(np.array([cut]))[0])) & known)
+    if not len(rows):
+        raise InputError("no held-out row has a known outcome: hold more days out.")
+    raw = model.raw(prepared, rows)
+    p = {name: model.curves_of(raw, name).fails_within(monitor.horizon) for name in model.names}
+    assets = np.asarray(panel.assets, object)[panel.asset_R[rows]]
+    return pd.DataFrame({"asset": assets, "time": panel.time_R()[rows], "failed": positive[rows].astype(np.int8), **p})
+
+
+def window_metrics(window: pd.DataFrame) -> dict[str, float]:
+    """Average precision and Brier score of every model of the window."""
+    from core.calibration import brier
+    from core.results import weighted_average_precision
+
+    names = [name for name in ("fused", "network", BASELINE) if name in window]
+    found = {f"{n}_ap": weighted_average_precision(window["failed"], window[n]) for n in names}
+    found |= {f"{n}_brier": brier(window[n], window["failed"]) for n in names}
+    return {name: value for name, value in found.items() if np.isfinite(value)}
+
+
+def judge(window: pd.DataFrame, champion_N: np.ndarray | None, *, least_units: int = 10) -> Verdict:
+    """The gate: Brier score against the champion, or against the baseline while there is none; units are machines.
+
+    The Brier score is defined for every resample of machines, also for one in which few of them fail.
+    """
+    rival_N = window[BASELINE].to_numpy(float) if champion_N is None else champion_N
+    rival = "gradient boosting (no champion yet)" if champion_N is None else "the champion"
+    verdict = decide(
+        rival_N,
+        window["fused"].to_numpy(float),
+        window["failed"].to_numpy(),
+        window["asset"].to_numpy(),
+        metric="brier",
+        least_units=least_units,
+    )
+    return replace(verdict, reasons=(f"against {rival}", *verdict.reasons))
+
+
+def champion_scores(tracker: Tracker, history: History, window: pd.DataFrame) -> np.ndarray | None:
+    """The champion's probabilities for the rows of a window, or None when there is no champion."""
+    if tracker.version_of(MODEL_NAME, "champion") is None:
+        return None
+    directory, _ = tracker.resolve(f"{MODEL_NAME}@champion")
+    monitor = Monitor.load(directory)
+    prepared, _ = monitor.prepare(history)
+    panel = prepared.panel
+    keys = pd.MultiIndex.from_arrays([np.asarray(panel.assets, object)[panel.asset_R], panel.time_R()])
+    rows = keys.get_indexer(pd.MultiIndex.from_arrays([window["asset"], window["time"]]))
+    return np.asarray(monitor.model.curves(prepared, rows.astype(np.int64)).fails_within(monitor.horizon))
+
+
+def save_challenger(monitor: Monitor, window: pd.DataFrame, workspace: Workspace, run: str) -> dict[str, float]:
+    """Write monitor and window; returns the metrics to track."""
+    monitor.save(workspace.model(run))
+    _write(window, workspace.evaluation(run))
+    return window_metrics(window)
+
+
+def register_champion(tracker: Tracker, run_id: str, workspace: Workspace, run: str) -> int:
+    """Register the run's monitor and make it the champion."""
+    signature = {
+        "inputs": ["sensors", "errors", "maintenance", "failures", "work_orders", "assets"],
+        "outputs": ["p_24", "p_72", "p_168", "rul", "rul_low", "rul_high", "anomaly"],
+    }
+    fingerprint = sha256_file(workspace.evaluation(run))
+    version = tracker.register(run_id, workspace.model(run), MODEL_NAME, signature=signature, fingerprint=fingerprint)
+    tracker.promote(MODEL_NAME, version)
+    temporary = workspace.champion.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"version": version, "run": run}))
+    temporary.replace(workspace.champion)
+    return version
+
+
+def plan_update(workspace: Workspace, history: History, *, newest_days: float = 7.0) -> UpdatePlan | None:
+    """Have the inputs moved, have the errors risen since the champion's held-out days? None without a champion."""
+    if not workspace.champion.exists():
+        return None
+    run = json.loads(workspace.champion.read_text())["run"]
+    reference = pd.read_parquet(workspace.evaluation(run))
+    after = reference["time"].max().to_datetime64()
+    newest = history.readings["time"].max().to_datetime64()
+    if newest <= after + HOUR:
+        return None
+    report = drift(Monitor.load(workspace.model(run)), history, after, newest - int(newest_days * 24) * HOUR)
+    return Updater().plan(report)
+
+
+def drift(
+    monitor: Monitor, history: History, reference_end: np.datetime64, current_begin: np.datetime64
+) -> DriftReport:
+    """Readings before and after two moments, and the Brier error of the rows whose outcome is known."""
+    prepared, _ = monitor.prepare(history)
+    panel = prepared.panel
+    time_R = panel.time_R()
+    reference, current = panel.x_RS[time_R <= reference_end], panel.x_RS[time_R > current_begin]
+    positive, known = make_labels(history, panel).within(monitor.horizon)
+    rows = np.flatnonzero(known & (time_R > reference_end - 30 * DAY))
+    rows = rows[np.argsort(time_R[rows], kind="stable")]
+    p = monitor.model.curves(prepared, rows).fails_within(monitor.horizon)
+    return detect(reference, current, list(panel.sensors), (p - positive[rows]) ** 2)
