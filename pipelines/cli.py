@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands import fraud
+from pipelines.commands import fraud, maintenance
 from pipelines.commands.shared import default_tracking_uri, var_dir
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(fraud.app, name="fraud")
+app.add_typer(maintenance.app, name="maintenance")
 
 
 @app.command()

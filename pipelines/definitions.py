@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dagster as dg
 
-from pipelines.defs import fraud
+from pipelines.defs import fraud, maintenance
 from pipelines.resources import VarResource
 
-defs = dg.Definitions.merge(fraud.defs, dg.Definitions(resources={"var": VarResource()}))
+defs = dg.Definitions.merge(fraud.defs, maintenance.defs, dg.Definitions(resources={"var": VarResource()}))

@@ -106,7 +106,7 @@ def load_history(folder: Path | str, columns: str = "") -> History:
     )
 
 
-def _parse(table: Table, column: str, where: str, name: str, refusals: Refusals) -> Any:
+def _parse(table: Table, column: str, where: str, name: str, refusals: Refusals, *, required: bool = True) -> Any:
     raw = table.columns.column(column)
     try:
         if name in ("time", "arrived"):
@@ -119,7 +119,7 @@ def _parse(table: Table, column: str, where: str, name: str, refusals: Refusals)
         elif name == "text":
             parsed = Parsed(raw.cast(pa.large_string()).fill_null("").to_pandas().to_numpy(object), [])
         else:
-            parsed = parse_identifiers(raw, required=name in ("asset", "code", "sensor"))
+            parsed = parse_identifiers(raw, required=required)
     except (BadColumnError, pa.ArrowException) as error:
         raise InputError(f"{where}: column `{column}` ({name}) must hold {error}.") from None
     for cause, kind, bad_rows in parsed.refused:
@@ -223,7 +223,11 @@ def _read_events(
     used = mapping.resolve(table_name, available, path.name)
     table = read_columns(path, [column for columns in used.values() for column in columns])
     refusals = Refusals(table)
-    values = {name: _parse(table, columns[0], path.name, name, refusals) for name, columns in used.items()}
+    needed = TABLES[table_name][0]
+    values = {
+        name: _parse(table, columns[0], path.name, name, refusals, required=name in needed)
+        for name, columns in used.items()
+    }
     unknown = refusals.ok() & ~pd.Index(values["asset"]).isin(known)
     refusals.add("asset", np.flatnonzero(unknown), "asset without sensors", "text")
     arrived = values.get("arrived", values["time"])
@@ -237,7 +241,7 @@ def _read_events(
             "time": values["time"],
             "arrived": arrived,
             "kind": np.full(count, KINDS[table_name], object),
-            "code": np.asarray(values.get("code", np.full(count, "")), object),
+            "code": pd.Series(np.asarray(values.get("code", np.full(count, "")), object)).fillna("").to_numpy(),
             "text": values.get("text", np.full(count, "", object)),
         }
     )

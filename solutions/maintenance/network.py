@@ -76,7 +76,7 @@ class HazardNetwork(nn.Module):
         super().__init__()
         self.settings, self.sensors, self.codes, self.groups, self.arms = settings, sensors, codes, groups, arms
         self.edges = edges
-        width, tokens = settings.width, {g: 1 if g == "asset" else settings.summary_tokens for g in GROUPS}
+        width, tokens = settings.width, settings.summary_tokens
         self.register_buffer("mean_F", torch.zeros(len(groups)))
         self.register_buffer("scale_F", torch.ones(len(groups)))
         self.columns = {g: torch.tensor([i for i, own in enumerate(groups) if own == g]) for g in GROUPS}
@@ -92,7 +92,7 @@ class HazardNetwork(nn.Module):
                     nn.Linear(len(self.columns[g]), 3 * width),
                     nn.GELU(),
                     nn.Dropout(settings.dropout),
-                    nn.Linear(3 * width, tokens[g] * width),
+                    nn.Linear(3 * width, tokens * width),
                 )
                 for g in self.used
             }
@@ -113,7 +113,7 @@ class HazardNetwork(nn.Module):
                 dropout=settings.dropout / 2.0,
             )
         )
-        flat = (settings.read_outs + sum(tokens[g] for g in self.used)) * width
+        flat = (settings.read_outs + tokens * len(self.used)) * width
         self.head = nn.Sequential(
             nn.LayerNorm(flat),
             nn.Dropout(settings.dropout),

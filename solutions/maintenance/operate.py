@@ -18,16 +18,20 @@ import pandas as pd
 from core.continual.drift import DriftReport, detect
 from core.continual.updater import UpdatePlan, Updater
 from core.promotion import Verdict, decide
+from core.refusals import did_you_mean
 from core.results import sha256_file
 from core.tracking import Tracker
 from solutions.maintenance.alarms import episodes
 from solutions.maintenance.cases import Case, CaseBook, with_findings
 from solutions.maintenance.data import HOUR, History, InputError, load_history
+from solutions.maintenance.explain import explain
 from solutions.maintenance.labels import make_labels
 from solutions.maintenance.model import Prepared, Progress
 from solutions.maintenance.monitor import LOOK_BACK, Monitor, fit_monitor
 from solutions.maintenance.panel import hours_of
+from solutions.maintenance.quality import Finding
 from solutions.maintenance.task import Task
+from solutions.maintenance.work_orders import WorkOrder, draft
 
 MODEL_NAME = "maintenance"
 BASELINE = "lightgbm"
@@ -258,3 +262,68 @@ def drift(
     rows = rows[np.argsort(time_R[rows], kind="stable")]
     p = monitor.model.curves(prepared, rows).fails_within(monitor.horizon)
     return detect(reference, current, list(panel.sensors), (p - positive[rows]) ** 2)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The last day of a fleet: a row per asset and hour, ill sensors, and the assets that could not be scored, with why."""
+
+    frame: pd.DataFrame
+    findings: list[Finding]
+    refused: dict[str, str]
+
+    @property
+    def assets(self) -> int:
+        return int(self.frame["asset"].nunique())
+
+
+def score_days(
+    monitor: Monitor, history: History, moment: np.datetime64, workspace: Workspace, *, hours: int = 24
+) -> Scored:
+    """Score the hours before a moment for all assets at once, and write them to the files of their asset-days.
+
+    An asset that can not be scored (a clock that jumped) is named with the cause; the others go on.
+    """
+    known = history.known_at(moment)
+    if known.readings.empty:
+        raise InputError(f"{history.name}: no reading had arrived by {moment}.")
+    refused: dict[str, str] = {}
+    recent = known.readings[known.readings["time"] > moment - LOOK_BACK * HOUR]
+    for asset in sorted(set(known.readings["asset"].unique()) - set(recent["asset"].unique())):
+        refused[str(asset)] = f"silent for more than {LOOK_BACK} hours: check its gateway"
+    if recent.empty:
+        raise InputError(f"{history.name}: every asset is silent for more than {LOOK_BACK} hours before {moment}.")
+    frame, findings = monitor.score(history, moment, hours=hours)
+    day_N = np.datetime64("1970-01-01") + (frame["hour"].to_numpy() - 1) // 24  # hours (0, 24] of a day
+    for (asset, day), rows in frame.groupby(["asset", np.datetime_as_string(day_N)]):
+        path = workspace.scores(str(asset), str(day))
+        if path.exists():  # hours of the day that an earlier call scored stay
+            before = pd.read_parquet(path)
+            rows = pd.concat([before[~before["hour"].isin(rows["hour"])], rows]).sort_values("hour")
+        _write(rows, path)
+    return Scored(frame, findings, refused)
+
+
+def draft_order(
+    monitor: Monitor, history: History, asset: str, moment: np.datetime64, workspace: Workspace
+) -> WorkOrder:
+    """The work order of one asset as known at a moment."""
+    known = sorted(history.readings["asset"].unique())
+    if asset not in known:
+        raise InputError(
+            f"no asset `{asset}` in {history.name}.{did_you_mean(asset, known)} It has {len(known)} assets."
+        )
+    prepared, findings = monitor.prepare(history.of([asset]), until=moment)
+    row = len(prepared.panel) - 1
+    explanation = explain(monitor, prepared, row)
+    whole = replace(prepared, history=history.known_at(moment))  # past orders of the whole fleet
+    case = next((c for c in CaseBook(workspace.cases).active() if c.asset == asset), None)
+    return draft(monitor, whole, row, explanation, findings=findings, case=case)
+
+
+def newest_days(history: History) -> list[tuple[str, str, int]]:
+    """(asset, day, newest hour) of every asset; the day that its newest reading belongs to."""
+    newest = history.readings.groupby("asset")["time"].max()
+    hours = hours_of(newest)
+    days = np.datetime_as_string(np.datetime64("1970-01-01") + (hours - 1) // 24)
+    return [(str(a), str(d), int(h)) for a, d, h in zip(newest.index, days, hours, strict=True)]

@@ -1,0 +1,193 @@
+"""Dagster definitions of the maintenance solution: asset-days are scored, cases opened, challengers trained and judged."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import dagster as dg
+
+from pipelines.resources import VarResource
+from solutions.maintenance.operate import Source, Workspace
+
+GROUP = "maintenance"
+PROGRESS = logging.getLogger("vigil.progress")
+FIRST_DAY = os.environ.get("VIGIL_MAINTENANCE_FIRST_DAY", "2024-01-01")
+ASSETS = dg.DynamicPartitionsDefinition(name="maintenance_assets")
+ASSET_DAYS = dg.MultiPartitionsDefinition({"asset": ASSETS, "day": dg.DailyPartitionsDefinition(start_date=FIRST_DAY)})
+RETRY = dg.RetryPolicy(max_retries=1, delay=1)
+
+
+class FleetResource(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """The folder of tables, and the training options. Settings come from VIGIL_FLEET and VIGIL_FLEET_COLUMNS."""
+
+    folder: str = ""
+    columns: str = ""
+    holdout_days: float = 28.0
+    seed: int = 0
+
+    def source(self) -> Source:
+        return Source(Path(self.folder), self.columns)
+
+
+def fleet_from_environment() -> FleetResource:
+    return FleetResource(folder=os.environ.get("VIGIL_FLEET", ""), columns=os.environ.get("VIGIL_FLEET_COLUMNS", ""))
+
+
+def workspace_of(var: VarResource) -> Workspace:
+    return Workspace(var.root() / "maintenance")
+
+
+def train_task() -> Any:
+    """The task that is trained for."""
+    from solutions.maintenance.task import recurring_task
+
+    return recurring_task()
+
+
+@dg.asset(group_name=GROUP)
+def maintenance_challenger(context: dg.AssetExecutionContext, var: VarResource, fleet: FleetResource) -> str:
+    """A monitor trained on all but the held-out days, findings of closed cases included. Value: the run's name."""
+    from solutions.maintenance.cases import CaseBook
+    from solutions.maintenance.operate import save_challenger, train_challenger
+
+    workspace = workspace_of(var)
+    monitor, window = train_challenger(
+        fleet.source().load(),
+        train_task(),
+        holdout_days=fleet.holdout_days,
+        seed=fleet.seed,
+        book=CaseBook(workspace.cases),
+        progress=PROGRESS.info,
+    )
+    metrics = save_challenger(monitor, window, workspace, context.run_id)
+    tracker = var.tracker()
+    params = {"seed": fleet.seed, "rows": len(window), "threshold": monitor.alarm.threshold}
+    tracker.log(tracker.run_for(context.run_id), params=params, metrics=metrics)
+    context.add_output_metadata(dict(metrics))
+    return str(context.run_id)
+
+
+@dg.asset_check(asset=maintenance_challenger, blocking=True, description="Paired bootstrap over machines.")
+def maintenance_gate(maintenance_challenger: str, var: VarResource, fleet: FleetResource) -> dg.AssetCheckResult:
+    """The challenger must beat the champion, or gradient boosting while there is no champion."""
+    import pandas as pd
+
+    from solutions.maintenance.operate import champion_scores, judge
+
+    window = pd.read_parquet(workspace_of(var).evaluation(maintenance_challenger))
+    verdict = judge(window, champion_scores(var.tracker(), fleet.source().load(), window))
+    metadata: dict[str, Any] = {
+        "reasons": "; ".join(verdict.reasons),
+        "difference": verdict.difference,
+        "lower_bound": verdict.low,
+    }
+    return dg.AssetCheckResult(passed=verdict.promote, metadata=metadata)
+
+
+@dg.asset(group_name=GROUP)
+def maintenance_champion(context: dg.AssetExecutionContext, maintenance_challenger: str, var: VarResource) -> None:
+    """The challenger, registered and made champion. Runs only when the gate passed."""
+    from solutions.maintenance.operate import register_champion
+
+    tracker = var.tracker()
+    version = register_champion(tracker, tracker.run_for(context.run_id), workspace_of(var), maintenance_challenger)
+    context.add_output_metadata({"version": version})
+
+
+@dg.asset(group_name=GROUP, partitions_def=ASSET_DAYS, deps=[maintenance_champion], retry_policy=RETRY)
+def maintenance_scores(context: dg.AssetExecutionContext, var: VarResource, fleet: FleetResource) -> None:
+    """The hours of one asset-day, scored by the champion; late readings of a day touch that asset-day only."""
+    from solutions.maintenance.monitor import Monitor
+    from solutions.maintenance.operate import score_day
+
+    directory, version = var.tracker().resolve("maintenance@champion")
+    keys = context.partition_key.keys_by_dimension
+    hours = score_day(Monitor.load(directory), fleet.source().load(), keys["asset"], keys["day"], workspace_of(var))
+    context.add_output_metadata({"hours": hours, "model": version})
+
+
+@dg.asset(group_name=GROUP, deps=[dg.AssetDep(maintenance_scores, partition_mapping=dg.AllPartitionMapping())])
+def maintenance_cases(context: dg.AssetExecutionContext, var: VarResource) -> None:
+    """Alarms of all scored hours as cases, at most one open per asset."""
+    from solutions.maintenance.cases import CaseBook
+    from solutions.maintenance.monitor import Monitor
+    from solutions.maintenance.operate import open_cases, read_scores
+
+    workspace = workspace_of(var)
+    directory, _ = var.tracker().resolve("maintenance@champion")
+    book = CaseBook(workspace.cases)
+    new = open_cases(Monitor.load(directory), read_scores(workspace), book)
+    book.save()
+    context.add_output_metadata({"new": len(new), "active": len(book.active())})
+
+
+train_job = dg.define_asset_job(
+    "maintenance_train", selection=[maintenance_challenger, maintenance_champion], executor_def=dg.in_process_executor
+)
+score_job = dg.define_asset_job("maintenance_score", selection=[maintenance_scores], partitions_def=ASSET_DAYS)
+cases_job = dg.define_asset_job("maintenance_open_cases", selection=[maintenance_cases])
+weekly = dg.ScheduleDefinition(name="maintenance_weekly_training", job=train_job, cron_schedule="0 5 * * 1")
+hourly_cases = dg.ScheduleDefinition(name="maintenance_hourly_cases", job=cases_job, cron_schedule="20 * * * *")
+
+
+@dg.sensor(name="maintenance_asset_days", job=score_job, minimum_interval_seconds=3600)
+def asset_days(context: dg.SensorEvaluationContext, fleet: FleetResource) -> dg.SensorResult | dg.SkipReason:
+    """Each hour: score the newest day of every asset; new assets become partitions."""
+    from solutions.maintenance.operate import newest_days
+
+    source = fleet.source()
+    if not fleet.folder:
+        return dg.SkipReason("VIGIL_FLEET names no folder of tables")
+    newest = newest_days(source.load())
+    requests = [
+        dg.RunRequest(run_key=f"{asset}/{hour}", partition_key=dg.MultiPartitionKey({"asset": asset, "day": day}))
+        for asset, day, hour in newest
+    ]
+    names = [asset for asset, _, _ in newest]
+    return dg.SensorResult(run_requests=requests, dynamic_partitions_requests=[ASSETS.build_add_request(names)])
+
+
+@dg.sensor(name="maintenance_drift", job=train_job, minimum_interval_seconds=3600)
+def drift_sensor(
+    context: dg.SensorEvaluationContext, var: VarResource, fleet: FleetResource
+) -> dg.SkipReason | dg.RunRequest:
+    """Compare the newest week with what the champion was judged on; ask for training when its errors have risen."""
+    from solutions.maintenance.operate import plan_update
+
+    if not workspace_of(var).champion.exists():
+        return dg.SkipReason("there is no champion")
+    plan = plan_update(workspace_of(var), fleet.source().load())
+    if plan is None or plan.scope == "none":
+        return dg.SkipReason(plan.why if plan else "no reading after the champion's training")
+    return dg.RunRequest(run_key=plan.why, tags={"vigil.update": plan.scope})
+
+
+def _close(context: dg.RunStatusSensorContext, status: Literal["FINISHED", "FAILED"]) -> None:
+    VarResource().tracker().close(context.dagster_run.run_id, status)
+
+
+@dg.run_status_sensor(
+    run_status=dg.DagsterRunStatus.SUCCESS, name="close_maintenance_tracking_run", monitored_jobs=[train_job]
+)
+def close_finished(context: dg.RunStatusSensorContext) -> None:
+    """One MLflow run per Dagster run: it ends with the Dagster run, not with the first step."""
+    _close(context, "FINISHED")
+
+
+@dg.run_status_sensor(
+    run_status=dg.DagsterRunStatus.FAILURE, name="close_failed_maintenance_tracking_run", monitored_jobs=[train_job]
+)
+def close_failed(context: dg.RunStatusSensorContext) -> None:
+    """The same for a run that failed."""
+    _close(context, "FAILED")
+
+
+defs = dg.Definitions(
+    assets=[maintenance_challenger, maintenance_champion, maintenance_scores, maintenance_cases],
+    asset_checks=[maintenance_gate],
+    jobs=[train_job, score_job, cases_job],
+    schedules=[weekly, hourly_cases],
+    sensors=[asset_days, drift_sensor, close_finished, close_failed],
+    resources={"fleet": fleet_from_environment()},
+)
