@@ -171,5 +171,5 @@ def _busy_moment(window: pd.DataFrame, failures: pd.DataFrame) -> np.datetime64:
     """A moment of the held-out days some hours before a failure, so that there is something to see."""
     later = failures[failures["time"] > window["time"].min() + pd.Timedelta(days=6)].sort_values("time")
     if later.empty:
-        return window["time"].max().to_datetime64()
-    return (later["time"].iat[len(later) // 2] - pd.Timedelta(hours=30)).to_datetime64()
+        return np.datetime64(window["time"].max(), "us")
+    return np.datetime64(later["time"].iat[len(later) // 2] - pd.Timedelta(hours=30), "us")

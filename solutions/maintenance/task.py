@@ -28,7 +28,7 @@ class NetworkSettings:
     window: int = 30
     patch: int = 5
     epochs: int = 12
-    rows: int = 8_000  # drawn anew for each epoch, at most: neighbours say nearly the same
+    rows: int = 6_000  # drawn anew for each epoch, at most: neighbours say nearly the same
     batch_size: int = 256
     learning_rate: float = 3e-3
     weight_decay: float = 0.05
