@@ -122,6 +122,18 @@ def maintenance_cases(context: dg.AssetExecutionContext, var: VarResource) -> No
     context.add_output_metadata({"new": len(new), "active": len(book.active())})
 
 
+@dg.asset_check(asset=maintenance_cases, description="Do 90 % intervals of the remaining life cover 90 %?")
+def maintenance_coverage(var: VarResource, fleet: FleetResource) -> dg.AssetCheckResult:
+    """Warns when so few of the intervals held that chance is no excuse."""
+    from solutions.maintenance.monitor import Monitor
+    from solutions.maintenance.operate import observed_coverage, read_scores
+
+    directory, _ = var.tracker().resolve("maintenance@champion")
+    watched = observed_coverage(Monitor.load(directory), read_scores(workspace_of(var)), fleet.source().load())
+    metadata = {"intervals": len(watched.held), "inside": sum(watched.held)}
+    return dg.AssetCheckResult(passed=not watched.broken(), metadata=metadata, severity=dg.AssetCheckSeverity.WARN)
+
+
 train_job = dg.define_asset_job(
     "maintenance_train", selection=[maintenance_challenger, maintenance_champion], executor_def=dg.in_process_executor
 )
@@ -185,7 +197,7 @@ def close_failed(context: dg.RunStatusSensorContext) -> None:
 
 defs = dg.Definitions(
     assets=[maintenance_challenger, maintenance_champion, maintenance_scores, maintenance_cases],
-    asset_checks=[maintenance_gate],
+    asset_checks=[maintenance_gate, maintenance_coverage],
     jobs=[train_job, score_job, cases_job],
     schedules=[weekly, hourly_cases],
     sensors=[asset_days, drift_sensor, close_finished, close_failed],

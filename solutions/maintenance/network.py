@@ -23,7 +23,7 @@ from core.backbone import Backbone, BackboneSettings
 from core.fusion import Fuser
 from core.moe import load_report
 from core.training import TrainingSettings, fit
-from solutions.maintenance.features import GROUPS, LONG_AGO, Features
+from solutions.maintenance.features import GROUPS, Features
 from solutions.maintenance.hazard import person_periods
 from solutions.maintenance.labels import Labels
 from solutions.maintenance.task import NetworkSettings, Task
@@ -208,7 +208,7 @@ class HazardNetwork(nn.Module):
 
 def ages(age_BL: Tensor) -> Tensor:
     """Ages in hours on three scales: day, week, months."""
-    return torch.stack([torch.exp(-age_BL / 24.0), torch.exp(-age_BL / 168.0), age_BL / LONG_AGO], dim=-1)
+    return torch.stack([torch.exp(-age_BL / scale) for scale in (24.0, 168.0, 1440.0)], dim=-1)
 
 
 def expected_life(logit_BK: Tensor, width_K: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from solutions.maintenance.alarms import episodes
 from solutions.maintenance.cases import Case, CaseBook, with_findings
 from solutions.maintenance.data import HOUR, History, InputError, load_history
 from solutions.maintenance.explain import explain
+from solutions.maintenance.intervals import CoverageMonitor
 from solutions.maintenance.labels import make_labels
 from solutions.maintenance.model import Prepared, Progress
 from solutions.maintenance.monitor import LOOK_BACK, Monitor, fit_monitor
@@ -327,3 +328,18 @@ def newest_days(history: History) -> list[tuple[str, str, int]]:
     hours = hours_of(newest)
     days = np.datetime_as_string(np.datetime64("1970-01-01") + (hours - 1) // 24)
     return [(str(a), str(d), int(h)) for a, d, h in zip(newest.index, days, hours, strict=True)]
+
+
+def observed_coverage(monitor: Monitor, scores: pd.DataFrame, history: History) -> CoverageMonitor:
+    """Intervals of the past against the lives that have become known since: one score per asset and week."""
+    watched = CoverageMonitor()
+    cap, newest = monitor.model.task.cap, int(hours_of(history.readings["time"]).max())
+    failures = {str(a): np.sort(hours_of(f["time"])) for a, f in history.failures().groupby("asset")}
+    first = scores.groupby(["asset", scores["hour"] // 168]).head(1).sort_values("hour")
+    for row in first.itertuples():
+        when = failures.get(str(row.asset), np.zeros(0, np.int64))
+        later = when[when > row.hour]
+        life = float(later[0] - row.hour) if len(later) else np.inf
+        if life < np.inf or row.hour + cap <= newest:
+            watched.add(row.rul_low, row.rul_high, min(life, cap))
+    return watched

@@ -123,7 +123,7 @@ def test_event_features_agree_with_their_slow_twin(tmp_path: Path) -> None:
     for row in RNG.choice(len(panel), 60, replace=False):
         mine = when[has & (events["asset"] == panel.assets[panel.asset_R[row]]).to_numpy()]
         before = mine[mine <= panel.hour_R[row]]
-        assert since[row] == (panel.hour_R[row] - before.max() if len(before) else 24 * 60)
+        assert since[row] == (panel.hour_R[row] - before.max() if len(before) else 24 * 365)
         assert count[row] == (before > panel.hour_R[row] - 72).sum()
 
 

@@ -284,3 +284,14 @@ def test_average_windows_hide_nothing_of_other_assets(history: History) -> None:
     average = windowed(panel.x_RS, panel.start_R)
     first = panel.slices()[1].start
     np.testing.assert_allclose(average[first], panel.x_RS[first])
+
+
+def test_observed_coverage_counts_known_lives_only(monitor: Monitor, history: History) -> None:
+    begin, end = (int(h) for h in hours_of(history.readings["time"].agg(["min", "max"])))
+    wide = pd.DataFrame({"asset": "none-fails", "hour": [begin, begin + 1, end - 5], "rul_low": 0.0, "rul_high": 168.0})
+    watched = operate.observed_coverage(monitor, wide, history)
+    assert list(watched.held) == [True]  # one per week, and nothing is known yet of the last days
+    asset = history.failures()["asset"].iat[0]
+    when = int(hours_of(history.failures()["time"])[0])
+    early = pd.DataFrame({"asset": asset, "hour": [when - 10], "rul_low": [50.0], "rul_high": [168.0]})
+    assert list(operate.observed_coverage(monitor, early, history).held) == [False]
