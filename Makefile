@@ -3,7 +3,7 @@ BIN := .venv/bin
 export MLFLOW_DISABLE_TELEMETRY := true
 export DAGSTER_HOME ?= $(CURDIR)
 
-.PHONY: setup demo test check ui bench-fraud bench-core clean
+.PHONY: setup demo test check ui bench-fraud bench-core bench-maintenance clean
 
 setup: .venv/ready ## build .venv from requirements.lock
 
@@ -35,6 +35,11 @@ bench-fraud: setup ## every figure of the fraud solution; QUICK=--quick for one 
 
 bench-core: setup ## what the mixture of experts brings
 	$(BIN)/python -m benchmarks.core_moe
+
+bench-maintenance: setup ## C-MAPSS, Azure PdM, the simulated fleet, work-order text; about an hour of one core
+	for subset in FD001 FD002 azure; do OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.maintenance_quality $$subset || exit; done
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.maintenance_fleet
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.maintenance_text
 
 clean:
 	rm -rf .venv var build *.egg-info .mypy_cache .ruff_cache .hypothesis

@@ -192,7 +192,7 @@ def evaluate_azure(
     task = task or recurring_task()
     history, cut = load_azure(folder)
     rows: dict[str, Collected] = {}
-    extra: dict[str, Any] = {"weight": {}, "robustness": [], "costs": []}
+    extra: dict[str, Any] = {"weight": {}, "costs": []}
     with measured() as cost:
         fleet = Fleet.split(history, cut, task)
         for seed in range(seeds):
@@ -210,7 +210,8 @@ def evaluate_azure(
                 if arm == "both":
                     alarm = judge_alarms(model, held, fleet, rows["fused"])
                     extra["costs"].append(alarm)
-                    extra["robustness"].append(robustness(model, fleet))
+                if arm == "both" and seed == 0:
+                    extra["robustness"] = robustness(model, fleet)
     extra["machines"] = len(fleet.prepared.panel.assets)
     extra["test_failures"] = len(failures_in(fleet.prepared.panel, history, fleet.test))
     return Results(

@@ -23,7 +23,6 @@ F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 LONG_AGO = 24 * 365.0  # hours since an event that never happened, and the largest age that is told apart
 LOG_TOKENS = 16
-LOG_FIELDS = 3
 GROUPS = ("sensors", "logs", "asset")
 
 

@@ -99,30 +99,25 @@ def scale_hazard(curves: Curves, shift: float, slope: float) -> Curves:
     return Curves(curves.edges, np.exp(-np.exp(shift) * np.where(total > 0.0, np.maximum(total, 1e-300) ** slope, 0.0)))
 
 
-def fit_scale(
-    curves: Curves, life_N: ArrayLike, failed_N: ArrayLike, weight_N: ArrayLike | None = None
-) -> tuple[float, float]:
+def fit_scale(curves: Curves, life_N: ArrayLike, failed_N: ArrayLike) -> tuple[float, float]:
     """(shift, slope) of `scale_hazard` that make held-out lives most likely."""
     from scipy.optimize import minimize
 
     life, failed = np.asarray(life_N, float), np.asarray(failed_N, bool)
-    weight = np.ones(len(life)) if weight_N is None else np.asarray(weight_N, float)
 
     def loss(theta: F64) -> float:
-        return negative_log_likelihood(scale_hazard(curves, theta[0], np.exp(theta[1])), life, failed, weight)
+        return negative_log_likelihood(scale_hazard(curves, theta[0], np.exp(theta[1])), life, failed)
 
     found = minimize(loss, np.zeros(2), method="Nelder-Mead", options={"maxiter": 120, "xatol": 1e-3, "fatol": 1e-6})
     return float(found.x[0]), float(np.exp(found.x[1]))
 
 
-def negative_log_likelihood(
-    curves: Curves, life_N: F64, failed_N: NDArray[np.bool_], weight_N: F64 | None = None
-) -> float:
+def negative_log_likelihood(curves: Curves, life_N: F64, failed_N: NDArray[np.bool_]) -> float:
     """Mean over rows of the discrete-time likelihood with censoring, in nats."""
     at_risk, fails = person_periods(life_N, failed_N, curves.edges)
     hazard = np.clip(curves.hazard_NK(), LEAST, 1.0 - LEAST)
-    terms = np.where(fails, -np.log(hazard), np.where(at_risk, -np.log1p(-hazard), 0.0)).sum(axis=1)
-    return float(np.average(terms, weights=weight_N))
+    terms = np.where(fails, -np.log(hazard), np.where(at_risk, -np.log1p(-hazard), 0.0))
+    return float(terms.sum(axis=1).mean())
 
 
 def nasa_score(error_N: F64) -> float:

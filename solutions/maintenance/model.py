@@ -58,13 +58,6 @@ class Prepared:
         return cls(history, panel, featurizer.transform(history, panel))
 
 
-@dataclass(frozen=True)
-class Part:
-    """Raw predictions of one kind of model: the expected life (N,) or the logits of the hazards (N, K)."""
-
-    values: F64
-
-
 @dataclass
 class FailureModel:
     """Members of each part, the weight of the network, and what makes curves and intervals of their predictions.

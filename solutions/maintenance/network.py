@@ -270,7 +270,6 @@ def train_network(
         epochs=options.epochs,
         learning_rate=options.learning_rate,
         weight_decay=options.weight_decay,
-        ema_decay=options.ema,
     )
     fit(network, batches, loss_of, training, progress=watch)
     return network

@@ -211,6 +211,7 @@ def champion_scores(tracker: Tracker, history: History, window: pd.DataFrame) ->
     panel = prepared.panel
     keys = pd.MultiIndex.from_arrays([np.asarray(panel.assets, object)[panel.asset_R], panel.time_R()])
     rows = keys.get_indexer(pd.MultiIndex.from_arrays([window["asset"], window["time"]]))
+    assert (rows >= 0).all(), "the window was made from another history"
     return np.asarray(monitor.model.curves(prepared, rows.astype(np.int64)).fails_within(monitor.horizon))
 
 

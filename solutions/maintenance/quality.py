@@ -43,7 +43,7 @@ class QualitySettings:
     spikes: int = 2
     window: int = 48
     factor: float = 1.5
-    agree: float = 0.25
+    agree: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class SensorHealth:
         with np.errstate(invalid="ignore", divide="ignore"):
             by_level, by_spread = np.abs(mean / np.where(level == 0.0, 1.0, level)), spread
             far = (by_level > options.factor) | (by_level < 1.0 / options.factor)
-            alike = np.abs(np.log(by_spread / by_level)) < options.agree + 0.25
+            alike = np.abs(np.log(by_spread / by_level)) < options.agree
         return np.asarray(usable & far & alike)
 
     def check(self, panel: Panel) -> tuple[Panel, list[Finding]]:

@@ -32,7 +32,6 @@ class NetworkSettings:
     batch_size: int = 256
     learning_rate: float = 3e-3
     weight_decay: float = 0.05
-    ema: float | None = None  # decay of the averaged weights
     life_weight: float = 1.0  # of the squared error of the expected life beside the likelihood
 
     def __post_init__(self) -> None:

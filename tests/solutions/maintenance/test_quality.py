@@ -31,7 +31,7 @@ def broken(panel: Panel, cause: str) -> Panel:
     if cause == "spiking":
         x[rows[::7], s] += 400.0
     if cause == "rescaled":
-        x[rows, s] = x[rows, s] * 1.8 + 32.0 * 0.0
+        x[rows, s] = x[rows, s] * 1.8
     return replace(panel, x_RS=x)
 
 
