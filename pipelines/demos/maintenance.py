@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-ASSETS = 40
-DAYS = 90
+ASSETS = 30
+DAYS = 75
 HOLDOUT_DAYS = 21.0
 
 
@@ -25,8 +25,8 @@ def demo_task() -> Any:
     return replace(
         task,
         folds=2,
-        network=replace(task.network, epochs=4, rows=6_000),
-        boosting=replace(task.boosting, trees=120, most_rows=6_000),
+        network=replace(task.network, epochs=3, rows=5_000),
+        boosting=replace(task.boosting, trees=80, most_rows=4_000),
     )
 
 

@@ -64,15 +64,16 @@ def episodes(score_N: F64, asset_N: I64, hour_N: I64, settings: AlarmSettings) -
         score, hour = score_N[begin:end], hour_N[begin:end]
         high = np.convolve(score >= settings.threshold, np.ones(settings.n, int))[: len(score)] >= settings.k
         calm_for = np.convolve(score < settings.release * settings.threshold, np.ones(settings.n, int))[: len(score)]
-        opened, free_from = -1, -math.inf
-        for i in range(len(score)):
-            if opened < 0 and high[i] and hour[i] >= free_from:
-                opened = i
-            elif opened >= 0 and calm_for[i] >= settings.n:
-                found.append(_episode(asset_N[begin], hour, score, opened, i))
-                opened, free_from = -1, hour[i] + settings.rest
-        if opened >= 0:
-            found.append(_episode(asset_N[begin], hour, score, opened, len(score) - 1))
+        rises, falls = np.flatnonzero(high), np.flatnonzero(calm_for >= settings.n)
+        place, free_from = 0, -math.inf
+        while True:
+            rises = rises[(rises >= place) & (hour[rises] >= free_from)]
+            if not len(rises):
+                break
+            later = falls[falls > rises[0]]
+            last = int(later[0]) if len(later) else len(score) - 1
+            found.append(_episode(asset_N[begin], hour, score, int(rises[0]), last))
+            place, free_from = last + 1, hour[last] + settings.rest
     return found
 
 

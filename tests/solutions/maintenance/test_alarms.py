@@ -41,6 +41,25 @@ def test_after_an_alarm_the_asset_rests() -> None:
     assert alarms(scores, replace(SETTINGS, rest=0.0)) == [(1, 5), (7, 11)]
 
 
+def test_fast_and_slow_episodes_agree() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        score = rng.random(200) ** 2
+        settings = AlarmSettings(
+            threshold=0.5, k=2, n=3, release=float(rng.uniform(0.3, 1.0)), rest=float(rng.integers(9))
+        )
+        slow, opened, free = [], -1, -1.0
+        for i in range(200):
+            newest = score[max(i - 2, 0) : i + 1]
+            if opened < 0 and (newest >= 0.5).sum() >= 2 and i >= free:
+                opened = i
+            elif opened >= 0 and len(newest) == 3 and (newest < settings.release * 0.5).all():
+                slow.append((opened, i))
+                opened, free = -1, i + settings.rest
+        slow += [(opened, 199)] if opened >= 0 else []
+        assert alarms(score.tolist(), settings) == slow
+
+
 def test_assets_do_not_share_scores() -> None:
     score = np.array([0.0, 0.9, 0.9, 0.0])
     assert episodes(score, np.array([0, 0, 1, 1]), np.array([0, 1, 2, 3]), SETTINGS) == []
