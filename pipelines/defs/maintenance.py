@@ -70,7 +70,7 @@ def maintenance_challenger(context: dg.AssetExecutionContext, var: VarResource, 
 
 @dg.asset_check(asset=maintenance_challenger, blocking=True, description="Paired bootstrap over machines.")
 def maintenance_gate(maintenance_challenger: str, var: VarResource, fleet: FleetResource) -> dg.AssetCheckResult:
-    """The challenger must beat the champion, or gradient boosting while there is no champion."""
+    """The challenger must beat the champion, or the base rate while there is no champion."""
     import pandas as pd
 
     from solutions.maintenance.operate import champion_scores, judge

@@ -184,12 +184,14 @@ def window_metrics(window: pd.DataFrame) -> dict[str, float]:
 
 
 def judge(window: pd.DataFrame, champion_N: np.ndarray | None, *, least_units: int = 10) -> Verdict:
-    """The gate: Brier score against the champion, or against the baseline while there is none; units are machines.
+    """The gate: Brier score against the champion, or against the base rate while there is none; units are machines.
+
+    Gradient boosting is a part of the fused model, so it is no rival of the first champion: a weight of 0 is allowed.
 
     The Brier score is defined for every resample of machines, also for one in which few of them fail.
     """
-    rival_N = window[BASELINE].to_numpy(float) if champion_N is None else champion_N
-    rival = "gradient boosting (no champion yet)" if champion_N is None else "the champion"
+    rival_N = np.full(len(window), float(window["failed"].mean())) if champion_N is None else champion_N
+    rival = "the base rate (no champion yet)" if champion_N is None else "the champion"
     verdict = decide(
         rival_N,
         window["fused"].to_numpy(float),

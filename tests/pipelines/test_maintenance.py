@@ -73,9 +73,9 @@ def test_gate_champion_asset_day_and_cases(resources: dict[str, Any], monkeypatc
     real = operate.judge
 
     def judge(window: pd.DataFrame, champion: Any) -> Any:
-        """The first challenger meets a baseline that knows nothing; the second, an equal champion, the real gate."""
+        """The first challenger is let through; the second, the same model again, meets the real gate."""
         if verdicts.pop("first", False):
-            return replace(real(window.assign(lightgbm=0.9), None, least_units=2), promote=True)
+            return replace(real(window, None, least_units=2), promote=True)
         return real(window, champion, least_units=2)
 
     monkeypatch.setattr(operate, "judge", judge)

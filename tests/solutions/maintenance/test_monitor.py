@@ -259,6 +259,7 @@ def test_the_gate_takes_the_better_and_refuses_the_equal() -> None:
     window = pd.DataFrame({"asset": rng.integers(0, 40, 4000).astype(str), "failed": failed.astype(int)})
     window = window.assign(fused=good, lightgbm=0.1)
     assert operate.judge(window, None).promote
+    assert not operate.judge(window.assign(fused=float(failed.mean())), None).promote  # the base rate itself
     verdict = operate.judge(window, good)
     assert not verdict.promote
     assert verdict.reasons[0] == "against the champion"
