@@ -120,7 +120,7 @@ def run_demo(var_dir: Path, *, seed: int = 0) -> None:
         history = load_history(out / "fleet", FLEET_COLUMNS)
         now = _busy_moment(window, tables["failures"])
         scored = score_days(monitor, history, now, workspace, hours=120)
-        book = CaseBook(out / "cases.json")
+        book = CaseBook(workspace.cases)
         book.cases.clear()
         open_cases(monitor, scored.frame, book)
         book.save()
