@@ -15,7 +15,10 @@ from typing import Any, TypeVar, cast
 import numba
 
 F = TypeVar("F", bound=Callable[..., Any])
-KERNELS = ("graph_state.py", "episodes.py", "features.py", "tokens.py", "engine.py")
+KERNELS = (
+    *("graph_state.py", "episodes.py", "features.py", "tokens.py", "engine.py"),
+    *("vector_math.py", "fast_network.py", "fast_trees.py"),
+)
 
 
 def _cache_directory() -> Path:
@@ -33,3 +36,12 @@ if not os.environ.get("NUMBA_CACHE_DIR"):
 def kernel(function: F) -> F:
     """Compile without the interpreter lock, cached on disk. No fast maths: batched and one-by-one must agree to the bit."""
     return cast(F, numba.njit(cache=True, nogil=True)(function))
+
+
+def vector_kernel(function: F) -> F:
+    """As `kernel`, for loops over whole vectors: a product and its sum may be rounded once, a division by zero is inf.
+
+    Sums are never reordered, so the same input gives the same bits whatever stands around it.
+    """
+    compiled = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})(function)
+    return cast(F, compiled)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from scipy.special import expit
 from solutions.fraud.boosting import Boosting
 from solutions.fraud.engine import Engine, EngineSettings, Observed
 from solutions.fraud.episodes import Episodes
+from solutions.fraud.fast import FastLogits
 from solutions.fraud.features import AGGREGATES
 from solutions.fraud.graph_state import StateSettings
 from solutions.fraud.network import TemporalGraphNetwork
@@ -75,12 +78,21 @@ class FraudModel:
     def new_engine(self) -> Engine:
         return Engine(self.engine, high_amount=self.high_amount, episodes=self.episodes)
 
+    @cached_property
+    def fast(self) -> FastLogits:
+        """Both parts compiled, as they are at the first use: a part that is trained on belongs into a new model."""
+        return FastLogits(self.boosting, self.network)
+
     def logits(self, observed: Observed, *, threads: int = 1) -> dict[str, F64]:
-        """Logits of both parts, for events that were observed with tokens."""
-        return {
-            "lightgbm": self.boosting.logit(observed.x_TF, threads),
-            "network": self.network.logit(observed.x_TF, observed.modalities()),
-        }
+        """Logits of both parts, for events that were observed with tokens; the same to the bit in any batch."""
+        events = len(observed.x_TF)
+        if threads == 1 or events < threads:
+            return self.fast.logits(observed, slice(0, events))
+        bounds = np.linspace(0, events, threads + 1).astype(int)
+        with ThreadPoolExecutor(threads) as pool:
+            slices = [slice(*pair) for pair in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)]
+            parts = list(pool.map(lambda chosen: self.fast.logits(observed, chosen), slices))
+        return {name: np.concatenate([part[name] for part in parts]) for name in PARTS}
 
     def probability(self, observed: Observed, *, threads: int = 1) -> F64:
         return self.blend.probability(self.logits(observed, threads=threads))

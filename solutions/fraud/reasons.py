@@ -105,7 +105,7 @@ def _without(x_F: NDArray[np.float32], group: Group) -> NDArray[np.float32]:
 def effects(model: FraudModel, x_F: NDArray[np.float32]) -> dict[str, float]:
     """By how much the boosting part's log odds fall without each group of evidence."""
     rows = np.stack([x_F, *(_without(x_F, group) for group in GROUPS)])
-    logit = model.boosting.logit(rows)
+    logit = model.fast.boosting(rows)
     return {group.code: float(logit[0] - z) for group, z in zip(GROUPS, logit[1:], strict=True)}
 
 

@@ -6,6 +6,7 @@ Within a call, payments are observed strictly one after another and scored toget
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -70,17 +71,29 @@ class Scorer:
 def replay_chunks(
     model: FraudModel, events: Events, labels: Labels
 ) -> Iterator[tuple[slice, Observed, NDArray[np.float64]]]:
-    """Observe and score a whole stream, chunk by chunk, with labels arriving in between."""
+    """Observe and score a whole stream, chunk by chunk, with labels arriving in between.
+
+    The next chunk is observed while the last one is scored: no score feeds back into the state.
+    """
     engine = model.new_engine()
     done = 0
-    for begin in range(0, len(events), REPLAY_CHUNK):
-        part = slice(begin, min(begin + REPLAY_CHUNK, len(events)))
+
+    def observe(part: slice) -> Observed:
+        nonlocal done
         piece = Events(events.key_TE[part], events.time_T[part], events.amount_T[part])
         arrived = int(np.searchsorted(labels.time_T, piece.time_T[-1], side="left"))
         due = slice(done, max(arrived, done))
-        observed = engine.observe(piece, Labels(labels.key_T[due], labels.time_T[due], labels.fraud_T[due]))
         done = due.stop
-        yield part, observed, model.probability(observed, threads=2)
+        return engine.observe(piece, Labels(labels.key_T[due], labels.time_T[due], labels.fraud_T[due]))
+
+    parts = [slice(i, min(i + REPLAY_CHUNK, len(events))) for i in range(0, len(events), REPLAY_CHUNK)]
+    with ThreadPoolExecutor(1) as ahead:
+        following = ahead.submit(observe, parts[0]) if parts else None
+        for n, part in enumerate(parts):
+            assert following is not None
+            observed = following.result()
+            following = ahead.submit(observe, parts[n + 1]) if n + 1 < len(parts) else None
+            yield part, observed, model.probability(observed, threads=2)
 
 
 def replay(
