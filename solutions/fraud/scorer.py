@@ -5,10 +5,13 @@ Within a call, payments are observed strictly one after another and scored toget
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,9 +23,12 @@ from solutions.fraud.engine import Events, Labels, Observed, encode_labels, enco
 from solutions.fraud.graph_state import LABEL_OUTCOMES, hash_id
 from solutions.fraud.messages import Label, Payment, Score
 from solutions.fraud.model import FraudModel
+from solutions.fraud.packing import pack, unpack
 from solutions.fraud.reasons import explain
+from solutions.fraud.snapshots import Arrays, Contents
 
 REPLAY_CHUNK = 4096
+STATE_FORMAT = 1  # of what the arrays of a snapshot mean
 
 
 class Scorer:
@@ -61,6 +67,20 @@ class Scorer:
         keys = np.array([hash_id(label.transaction_id, "payment") for label in labels], dtype=np.uint64)
         outcomes = self.engine.apply_labels(keys, np.array([label.is_fraud for label in labels], dtype=bool))
         return [LABEL_OUTCOMES[o] for o in outcomes]
+
+    @property
+    def kind(self) -> str:
+        """Which snapshots fit: those of a state with the same settings, whatever the model."""
+        return json.dumps({"state": STATE_FORMAT, **asdict(self.model.engine)}, sort_keys=True)
+
+    def contents(self) -> Contents:
+        """The state for a snapshot."""
+        return dict(pack(self.engine.state)), {"decider": self.decider.snapshot()}
+
+    def restore(self, arrays: Arrays, values: dict[str, Any]) -> None:
+        """Go on from `contents`."""
+        self.engine.state = unpack(arrays, self.model.engine.state)
+        self.decider.restore(values["decider"])
 
     def _decide(self, name: str, time: float, amount: float, p: float, observed: Observed, i: int) -> Score:
         decision = self.decider.decide(p, amount, event_time=time, transaction_id=name)

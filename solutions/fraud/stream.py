@@ -1,18 +1,18 @@
-"""The scoring service, Kafka to Kafka, at least once: offsets are committed after everything they led to is acknowledged.
+"""The scoring service, Kafka to Kafka, exactly once.
 
 Order. One owner consumes all partitions (run one service per group: each is its own graph). A partition keeps the order in
 which it arrived; between partitions and topics the earliest event time goes first, ties by partition (see `alignment`). So
 how a stream is cut into batches changes no score, and a backlog is scored as the file would be replayed.
 
-What can not be processed goes to the dead-letter topic with its original bytes; headers tell cause, topic, partition and
-offset. A repeated payment gets the answer that it had. After a restart the state is rebuilt by reading the topics again from
-their beginning, without answering what was answered.
+Decisions, dead letters, consumed offsets and a marker of the order become visible in one transaction (see `transactions`).
+After a crash the newest good snapshot is loaded and the markers after it are followed (see `recovery`), so the state is the
+one that had been committed, to the bit. What can not be processed goes to the dead-letter topic with its original bytes;
+headers tell cause, topic, partition and offset. A repeated payment gets the answer that it had.
 """
 
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,29 +21,52 @@ from typing import Any, NamedTuple, Protocol
 
 from core.logs import EventLog
 from solutions.fraud.alignment import Alignment
+from solutions.fraud.answers import Answers, fingerprint
+from solutions.fraud.changelog import Marker
 from solutions.fraud.feed import publish as publish
 from solutions.fraud.messages import BadRecordError, Label, Payment, Score, encode_score, parse_label, parse_payment
+from solutions.fraud.recovery import Recovered, recover
+from solutions.fraud.snapshots import Arrays, Contents, Snapshots
+from solutions.fraud.transactions import Output, Transaction, Transactions
 from solutions.fraud.wire import StreamError as StreamError
 from solutions.fraud.wire import StreamSettings as StreamSettings
-from solutions.fraud.wire import connect, partitions_of
+from solutions.fraud.wire import connect, ensure_changelog, partitions_of
 from solutions.fraud.wire import lag as lag
 
 log = EventLog(
     "vigil.fraud.stream",
-    fields=("cause", "topic", "partition", "offset", "group", "payments", "labels", "dead_letters", "events"),
+    fields=(
+        "cause",
+        "topic",
+        "partition",
+        "offset",
+        "group",
+        "payments",
+        "labels",
+        "dead_letters",
+        "events",
+        "seconds",
+    ),
 )
 DAY = 86_400.0
 MOST_WAITING = 4_096  # parsed records per partition; a partition that runs that far ahead of the others is paused
-SHORTENED = 65_536  # bytes kept of a record that is too large for the dead-letter topic
 NEW_PARTITIONS_SECONDS = 30.0
+QUIET_COMMIT_SECONDS = 1.0  # offsets of records that led to nothing
 
 
 class ScoresPayments(Protocol):
-    """What the service needs of a scorer (`scorer.Scorer`)."""
+    """What the service needs of a scorer (`scorer.Scorer`); the last three for snapshots only."""
 
     def score(self, payments: Sequence[Payment]) -> list[Score]: ...
 
     def apply_labels(self, labels: Sequence[Label]) -> list[str]: ...
+
+    @property
+    def kind(self) -> str: ...
+
+    def contents(self) -> Contents: ...
+
+    def restore(self, arrays: Arrays, values: dict[str, Any]) -> None: ...
 
 
 @dataclass
@@ -66,15 +89,8 @@ class Item(NamedTuple):
     answered: bool
 
 
-class Output(NamedTuple):
-    topic: str
-    value: bytes
-    key: bytes | None
-    headers: list[tuple[str, bytes]]
-
-
 class Service:
-    """Consumes, scores, produces, commits. `step` does one poll; `run` repeats it until told to stop."""
+    """Consumes, scores, commits. `step` does one poll; `run` repeats it until told to stop; `settle` commits what is open."""
 
     def __init__(self, settings: StreamSettings, scorer: ScoresPayments) -> None:
         from kafka import KafkaConsumer
@@ -92,34 +108,35 @@ class Service:
             metadata_max_age_ms=int(NEW_PARTITIONS_SECONDS * 1000),
             session_timeout_ms=6000,
         )
-        self.producer = self._new_producer()
-        for topic in (settings.scores, settings.dead_letters):
+        for topic in settings.topics():
             partitions_of(self.consumer, topic, settings)
+        ensure_changelog(settings)
+        self.transactions = Transactions(settings)  # from here on, nobody else commits
+        self.snapshots = Snapshots(settings.snapshots, keep=settings.snapshots_kept) if settings.snapshots else None
+        self._answers = Answers(settings.remembered)
         self._alignment: Alignment[Any, Item] = Alignment([])
         self._answered: dict[Any, int] = {}  # offsets below were answered by an earlier run
         self._committed: dict[Any, int] = {}
         self._heard: dict[Any, float] = {}  # when a partition last gave something
         self._paused: set[Any] = set()
         self._unknown: list[tuple[float, Item]] = []  # labels whose payment may still come
-        self._answers: OrderedDict[str, tuple[Payment, Score]] = OrderedDict()
         self._outbox: list[Output] = []
+        self._since: float | None = None  # when the oldest of what is not in a transaction yet was done
+        self._failed = False
+        began = time.monotonic()
+        self._state: Recovered = recover(settings, scorer, self._answers, self.snapshots)
+        self.transactions.resume_after(self._state.changelog_next)
+        self._marker = Marker(self._state.sequence + 1)
+        self._snapshot_at, self._snapshot_sequence = time.monotonic(), self._state.snapshot_sequence
+        self._quiet_at = time.monotonic()
         self._rebuilding = False
         self._look_for_partitions()
+        self.served.rebuilt = self._state.events
+        if self._state.events and not self._rebuilding:
+            self._say_rebuilt(time.monotonic() - began)
 
-    def _new_producer(self) -> Any:
-        from kafka import KafkaProducer
-
-        outage_ms = int(self.settings.outage_seconds * 1000)
-        return connect(
-            KafkaProducer,
-            self.settings,
-            acks="all",
-            linger_ms=2,
-            max_request_size=1 << 26,  # what is too large, the broker says
-            max_block_ms=outage_ms,
-            delivery_timeout_ms=outage_ms,
-            request_timeout_ms=min(30_000, outage_ms // 2),  # must be shorter than the delivery
-        )
+    def _say_rebuilt(self, seconds: float) -> None:
+        log.info("state rebuilt", events=self.served.rebuilt, group=self.settings.group, seconds=round(seconds, 3))
 
     def _look_for_partitions(self) -> None:
         """Take over every partition that is not owned yet: at the start all of them, later those that were added."""
@@ -131,15 +148,27 @@ class Service:
             return
         self.consumer.assign([*self._committed, *new])
         for tp in new:
+            start = self._state.positions.get((tp.topic, tp.partition))
             committed = self._insist(partial(self.consumer.committed, tp)) or 0
-            self._answered[tp] = self._committed[tp] = committed
+            self._answered[tp] = self._committed[tp] = max(committed, start or 0)
             self._heard[tp] = time.monotonic()
             self._alignment.add(tp)
-            self._rebuilding |= committed > 0
-        self.consumer.seek_to_beginning(*new)
+            self._rebuilding |= committed > (start or 0)
+            if start is None:
+                self.consumer.seek_to_beginning(tp)
+            else:
+                self.consumer.seek(tp, start)
 
     def step(self) -> int:
         """One poll and one batch; returns the number of records that were dealt with."""
+        try:
+            return self._step()
+        except BaseException:
+            self._failed = True
+            raise
+
+    def _step(self) -> int:
+        self._collect(wait=False)
         bad = self._poll()
         batch = self._alignment.take(self.settings.max_records, self._caught_up)
         for is_label, items in groupby(batch, key=lambda item: isinstance(item.event, Label)):
@@ -148,23 +177,37 @@ class Service:
             else:
                 self._score(list(items))
         late = self._retry_unknown(any(isinstance(item.event, Payment) for item in batch))
-        self._deliver()
         self._commit()
         if self._rebuilding and not self._alignment and all(self._answered[tp] <= p for tp, p in self._positions()):
             self._rebuilding = False
-            log.info("state rebuilt", events=self.served.rebuilt, group=self.settings.group)
+            self._say_rebuilt(0.0)
+        self._snapshot()
         if time.monotonic() - self._looked > NEW_PARTITIONS_SECONDS:
             self._look_for_partitions()
         return bad + len(batch) + late
 
+    def _wait_ms(self) -> int:
+        """How long the next poll may wait for records."""
+        if self._alignment and not self._rebuilding:
+            return 0
+        if self._since is None:
+            return self.settings.max_wait_ms
+        if self.transactions.busy:
+            return 1
+        left = self._since + self.settings.commit_ms / 1000.0 - time.monotonic()
+        return max(0, min(int(left * 1000.0), self.settings.max_wait_ms))
+
     def _poll(self) -> int:
         """Read and parse into the alignment; returns how many records could not be read."""
-        wait = 0 if self._alignment and not self._rebuilding else self.settings.max_wait_ms
+        wait = self._wait_ms()
         polled = self._insist(lambda: self.consumer.poll(timeout_ms=wait, max_records=self.settings.max_records))
         bad = 0
         for tp, records in polled.items():
             self._heard[tp] = time.monotonic()
+            settled = self._state.settled.get((tp.topic, tp.partition), ())
             for record in records:
+                if record.offset in settled:
+                    continue
                 try:
                     event = self._parse(record)
                 except BadRecordError as cause:
@@ -208,28 +251,38 @@ class Service:
         return time.monotonic() - self._heard[tp] > self.settings.patience_seconds
 
     def _score(self, items: list[Item]) -> None:
-        fresh: dict[str, Payment] = {}
+        fresh, claimed = [], []
         for item in items:
             assert isinstance(item.event, Payment)
-            if item.event.transaction_id not in self._answers:
-                fresh.setdefault(item.event.transaction_id, item.event)
-        for payment, score in zip(fresh.values(), self.scorer.score(list(fresh.values())), strict=True):
-            self._answers[payment.transaction_id] = (payment, score)
-        for item in items:
-            assert isinstance(item.event, Payment)
-            payment, score = self._answers[item.event.transaction_id]
-            if payment != item.event:
+            answer, new = self._answers.claim(item.event)
+            if not new and answer.payment != fingerprint(item.event):
                 self._dead_letter(item.record, "`transaction_id` was used before by another payment", item.answered)
-            elif item.answered:
+                continue
+            self._settled(item.record, applied=True)
+            claimed.append((item, answer, new))
+            if new:
+                fresh.append((item.event, answer))
+        scores = self.scorer.score([payment for payment, _ in fresh]) if fresh else []
+        for (_, answer), score in zip(fresh, scores, strict=True):
+            answer.score = score
+        for item, answer, new in claimed:
+            if item.answered:
                 self.served.rebuilt += 1
-            else:
-                self.served.payments += 1
-                self.served.repeated += payment is not item.event
-                self.served.decisions[score.decision] += 1
-                value = encode_score(score, item.record.partition, item.record.offset)
-                self._outbox.append(Output(self.settings.scores, value, item.record.key, []))
-        while len(self._answers) > self.settings.remembered:
-            self._answers.popitem(last=False)
+                continue
+            assert isinstance(item.event, Payment)
+            score = answer.to(item.event)
+            self.served.payments += 1
+            self.served.repeated += not new
+            self.served.decisions[score.decision] += 1
+            value = encode_score(score, item.record.partition, item.record.offset)
+            self._outbox.append(Output(self.settings.scores, value, item.record.key, []))
+
+    def _settled(self, record: Any, *, applied: bool) -> None:
+        if self._since is None:
+            self._since = time.monotonic()
+        runs = self._marker.applied if applied else self._marker.refused
+        runs.add(record.topic, record.partition, record.offset)
+        self._state.settled.setdefault((record.topic, record.partition), set()).add(record.offset)
 
     def _apply(self, items: list[Item], since: float | None = None) -> None:
         """Apply labels; those of unknown payments wait a little: their payment may be on its way."""
@@ -238,7 +291,9 @@ class Service:
         for item, outcome in zip(items, outcomes, strict=True):
             if outcome == "unknown_payment":
                 self._unknown.append((time.monotonic() if since is None else since, item))
-            elif item.answered:
+                continue
+            self._settled(item.record, applied=True)
+            if item.answered:
                 self.served.rebuilt += 1
             else:
                 self.served.labels += 1
@@ -258,6 +313,7 @@ class Service:
         return len(late)
 
     def _dead_letter(self, record: Any, cause: str, answered: bool) -> None:
+        self._settled(record, applied=False)
         if answered:
             return
         headers = [
@@ -272,40 +328,78 @@ class Service:
         self.served.dead_letters += 1
         log.warning("dead letter", topic=record.topic, partition=record.partition, offset=record.offset, cause=cause)
 
-    def _deliver(self) -> None:
-        """Send what is in the outbox and see it acknowledged.
-
-        Raises:
-            StreamError: the broker stopped answering, or refuses. Nothing is committed: the next run answers again.
-        """
-        from kafka.errors import KafkaError, MessageSizeTooLargeError
-
-        while self._outbox:
-            outbox, self._outbox = self._outbox, []
-            try:
-                futures = [self.producer.send(o.topic, value=o.value, key=o.key, headers=o.headers) for o in outbox]
-                self.producer.flush(timeout=self.settings.outage_seconds + 5.0)
-            except KafkaError as error:
-                raise self._silent(error) from error
-            # a flush alone does not tell of failures
-            failed = [(o, f.exception) for o, f in zip(outbox, futures, strict=True) if f.failed()]
-            if not failed:
+    def _commit(self) -> None:
+        """Begin a transaction if one is due; wait for the one before only when too much is waiting behind it."""
+        now = time.monotonic()
+        if self._since is None and (now - self._quiet_at < QUIET_COMMIT_SECONDS or not self._news()):
+            return
+        full = len(self._outbox) >= self.settings.max_records
+        if self.transactions.busy:
+            if not full:
                 return
-            self._outbox = [self._shortened(output) for output, _ in failed]
-            other = [error for _, error in failed if not isinstance(error, MessageSizeTooLargeError)]
-            if other or self._outbox == [output for output, _ in failed]:
-                raise self._silent(other[0] if other else failed[0][1], failed[0][0].topic)
-            self.producer.close(timeout=10)  # an idempotent producer gives up everything with the record refused
-            self.producer = self._new_producer()
+            self._collect(wait=True)
+        if full or self._since is None or now - self._since >= self.settings.commit_ms / 1000.0:
+            self._begin()
 
-    @staticmethod
-    def _shortened(output: Output) -> Output:
-        """A dead letter that is too large, without its end: the whole of it stays at its source."""
-        size = len(output.value)
-        if size <= SHORTENED:
-            return output
-        headers = [*output.headers, ("shortened_from", str(size).encode())]
-        return output._replace(value=output.value[:SHORTENED], headers=headers)
+    def _news(self) -> dict[Any, int]:
+        """Offsets to commit: up to the oldest record of each partition that still waits."""
+        done: dict[Any, int] = dict(self._positions())
+        for tp in done:
+            head = self._alignment.first(tp)
+            if head is not None:
+                done[tp] = head.record.offset
+        for _, item in self._unknown:
+            tp = next(tp for tp in done if tp.topic == item.record.topic and tp.partition == item.record.partition)
+            done[tp] = min(done[tp], item.record.offset)
+        places = {tp: (tp.topic, tp.partition) for tp in done}
+        return {tp: offset for tp, offset in done.items() if offset != self._state.positions.get(places[tp])}
+
+    def _begin(self) -> None:
+        self._quiet_at = time.monotonic()
+        news = self._news()
+        marker, self._marker = self._marker, Marker(self._marker.sequence + 1)
+        outbox, self._outbox = self._outbox, []
+        self._since = None
+        for tp, offset in news.items():
+            place = (tp.topic, tp.partition)
+            marker.positions[place] = self._state.positions[place] = offset
+            self._committed[tp] = max(self._committed[tp], offset)  # a state that is rebuilt takes nothing back
+            self._state.forget_below(place, offset)
+        offsets = {tp: self._committed[tp] for tp in news}
+        self.transactions.begin(Transaction(outbox, marker, offsets))
+
+    def _collect(self, *, wait: bool) -> None:
+        """See whether the running transaction is done."""
+        if self.transactions.busy:
+            done = self.transactions.finished(None if wait else 0.0)
+            if done is not None:
+                self._state.changelog_next = done
+
+    def settle(self) -> None:
+        """Commit everything that was done so far."""
+        self._collect(wait=True)
+        while self._since is not None or self._news():
+            self._begin()
+            self._collect(wait=True)
+
+    def _snapshot(self) -> None:
+        """Every so often: commit, then let a child write down what the state is at this moment."""
+        if self.snapshots is None:
+            return
+        self.snapshots.finished()
+        now = time.monotonic()
+        idle = self._marker.sequence - 1 <= self._snapshot_sequence
+        if self._rebuilding or self.snapshots.busy or idle or now - self._snapshot_at < self.settings.snapshot_seconds:
+            return
+        self.settle()
+        self._snapshot_at, self._snapshot_sequence = now, self._marker.sequence - 1
+        self.snapshots.begin(self._snapshot_sequence, self._contents)
+
+    def _contents(self) -> Contents:
+        """What a snapshot holds; the state must be the committed one."""
+        arrays, values = self.scorer.contents()
+        own = {"kind": self.scorer.kind, "answers": self._answers.snapshot(), **self._state.to_json()}
+        return arrays, {"scorer": values, **own}
 
     def _insist(self, call: Callable[[], Any]) -> Any:
         """Ask again while the broker is away, for a bounded time; only for calls that may be made twice.
@@ -321,34 +415,11 @@ class Service:
                 return call()
             except KafkaError as error:
                 if not isinstance(error, RetriableError) or time.monotonic() > deadline:
-                    raise self._silent(error) from error
+                    raise StreamError(
+                        f"{self.settings.bootstrap_servers} stopped answering or refuses ({type(error).__name__}, waited "
+                        f"up to {self.settings.outage_seconds:g} s). What was not committed is answered after the restart."
+                    ) from error
                 time.sleep(0.1)
-
-    def _silent(self, error: BaseException, topic: str | None = None) -> StreamError:
-        where = f"topic `{topic}` on {self.settings.bootstrap_servers}" if topic else self.settings.bootstrap_servers
-        return StreamError(
-            f"{where} stopped answering or refuses ({type(error).__name__}, waited up to "
-            f"{self.settings.outage_seconds:g} s). What was not acknowledged is answered again after the restart."
-        )
-
-    def _commit(self) -> None:
-        """Commit up to the oldest record of each partition that still waits."""
-        from kafka.structs import OffsetAndMetadata
-
-        done: dict[Any, int] = dict(self._positions())
-        for tp in done:
-            head = self._alignment.first(tp)
-            if head is not None:
-                done[tp] = head.record.offset
-        for _, item in self._unknown:
-            tp = next(tp for tp in done if tp.topic == item.record.topic and tp.partition == item.record.partition)
-            done[tp] = min(done[tp], item.record.offset)
-        news = {tp: offset for tp, offset in done.items() if offset > self._committed[tp]}
-        if not news:
-            return
-        offsets = {tp: OffsetAndMetadata(offset, "", -1) for tp, offset in news.items()}
-        self._insist(lambda: self.consumer.commit(offsets, timeout_ms=5000))
-        self._committed.update(news)
 
     def run(
         self,
@@ -375,6 +446,12 @@ class Service:
                     break
                 if until_idle is not None and time.monotonic() - heard > until_idle:
                     break
+            self.settle()
+            if self.snapshots is not None and self._marker.sequence - 1 > self._snapshot_sequence:
+                self.snapshots.take(self._marker.sequence - 1, self._contents)
+        except BaseException:
+            self._failed = True
+            raise
         finally:
             self.close()
         log.info(
@@ -383,5 +460,12 @@ class Service:
         return self.served
 
     def close(self) -> None:
-        self.producer.close(timeout=10)
-        self.consumer.close()
+        """Commit what is open, unless something failed, and leave."""
+        try:
+            if not self._failed:
+                self.settle()
+        finally:
+            self.transactions.close()
+            self.consumer.close()
+            if self.snapshots is not None:
+                self.snapshots.finished(wait=True)

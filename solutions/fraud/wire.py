@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from core.tables import InputError
@@ -24,8 +25,12 @@ class StreamSettings:
     """Topics, batching and waiting.
 
     bootstrap_servers: HOST:PORT, or several with commas between.
-    max_records: payments and labels per batch.
-    max_wait_ms: how long a payment may wait for company.
+    max_records: payments and labels per batch, and at most about so many per transaction.
+    max_wait_ms: how long the broker may wait for more before it answers a fetch.
+    commit_ms: how long decisions may wait for company before their transaction begins; it also waits for the one before.
+    retry_backoff_ms: pause before asking again while the broker ends the transaction before; decides the latency.
+    snapshots: directory of this group's snapshots; without one, a restart goes through the whole changelog.
+    snapshot_seconds: how often. snapshots_kept: how many.
     columns: our field -> the field of their payments.
     connect_seconds: how long a missing broker or topic is waited for at the start.
     outage_seconds: how long a broker that stopped answering is waited for.
@@ -42,6 +47,11 @@ class StreamSettings:
     group: str = "vigil-fraud"
     max_records: int = 256
     max_wait_ms: int = 10
+    commit_ms: int = 2
+    retry_backoff_ms: int = 2
+    snapshots: Path | None = None
+    snapshot_seconds: float = 30.0
+    snapshots_kept: int = 3
     columns: dict[str, str] = field(default_factory=dict)
     connect_seconds: float = 15.0
     outage_seconds: float = 60.0
@@ -56,14 +66,19 @@ class StreamSettings:
         topics = self.topics()
         if len(set(topics)) < len(topics):
             raise InputError(f"the four topics must differ. Received: {', '.join(topics)}.")
-        for name in ("max_records", "max_wait_ms", "remembered"):
+        for name in ("max_records", "max_wait_ms", "remembered", "retry_backoff_ms", "snapshots_kept"):
             if getattr(self, name) < 1:
                 raise InputError(f"`{name}` must be >= 1. Received: {name}={getattr(self, name)}.")
         if not self.outage_seconds >= 1:
             raise InputError(f"`outage_seconds` must be >= 1. Received: outage_seconds={self.outage_seconds}.")
-        for name in ("connect_seconds", "patience_seconds", "max_ahead_days"):
+        for name in ("connect_seconds", "patience_seconds", "max_ahead_days", "commit_ms", "snapshot_seconds"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"`{name}` must be >= 0. Received: {name}={getattr(self, name)}.")
+
+    @property
+    def changelog(self) -> str:
+        """The topic of the state markers; made by the service, of one partition."""
+        return f"{self.group}.changelog"
 
     def topics(self) -> tuple[str, str, str, str]:
         return self.transactions, self.labels, self.scores, self.dead_letters
@@ -111,6 +126,31 @@ def partitions_of(consumer: Any, topic: str, settings: StreamSettings) -> list[A
             )
         time.sleep(0.2)
     return [TopicPartition(topic, p) for p in sorted(found)]
+
+
+def ensure_changelog(settings: StreamSettings) -> None:
+    """Create the changelog topic of a group if it is not there: one partition, kept for ever.
+
+    Raises:
+        StreamError: it is not there, and may not be made.
+    """
+    from kafka.admin import KafkaAdminClient, NewTopic
+    from kafka.errors import KafkaError, TopicAlreadyExistsError
+
+    admin = connect(KafkaAdminClient, settings)
+    try:
+        # -1: as many replicas as the broker's default
+        topic = NewTopic(settings.changelog, 1, -1, topic_configs={"retention.ms": "-1"})
+        admin.create_topics([topic])
+    except TopicAlreadyExistsError:
+        return
+    except KafkaError as error:
+        raise StreamError(
+            f"topic `{settings.changelog}` does not exist on {settings.bootstrap_servers} and can not be made "
+            f"({type(error).__name__}). Create it with one partition and unlimited retention."
+        ) from error
+    finally:
+        admin.close()
 
 
 def lag(settings: StreamSettings) -> int:

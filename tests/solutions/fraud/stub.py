@@ -11,9 +11,12 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from core.logs import show_events
 from solutions.fraud.broker import create_topics
 from solutions.fraud.messages import Label, Payment, Score
+from solutions.fraud.snapshots import Arrays, Contents, Packed
 from solutions.fraud.stream import Service, StreamSettings
 
 
@@ -44,6 +47,14 @@ class CountingScorer:
             if outcome == "applied"
         ]
         return outcomes
+
+    kind = "count"
+
+    def contents(self) -> Contents:
+        return {"none": Packed.whole(np.zeros(0))}, {"seen": self.seen, "known": sorted(self.known)}
+
+    def restore(self, arrays: Arrays, values: dict[str, Any]) -> None:
+        self.seen, self.known = values["seen"], set(values["known"])
 
 
 def expected_counts(payers: Sequence[str]) -> list[float]:

@@ -153,7 +153,6 @@ def test_records_without_a_value_are_dead_lettered(tansu: str) -> None:
     service = Service(settings, CountingScorer())
     nothing = SimpleNamespace(topic=settings.transactions, partition=0, offset=0, value=None, key=None)
     service._dead_letter(nothing, "cause", answered=False)  # no key either: other languages can send that
-    service._deliver()
     service.close()
     [(value, headers)] = dead_letters_of(settings, 1)
     assert (value, headers["null_value"]) == (b"", "true")
@@ -179,48 +178,36 @@ def test_fields_are_renamed(tansu: str) -> None:
 
 
 def test_what_the_broker_did_not_take_is_not_committed(tansu: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kafka.errors import KafkaTimeoutError
+    from kafka.errors import KafkaTimeoutError, TopicAuthorizationFailedError
 
-    settings = settings_for(tansu, fresh_name())
+    settings = settings_for(tansu, fresh_name(), outage_seconds=5.0)
     send(tansu, settings.transactions, payment("t1"))
     service = Service(settings, CountingScorer())
-    real_send = service.producer.send
+    attempt, away = service.transactions._attempt, [KafkaTimeoutError(), TopicAuthorizationFailedError()]
 
-    def failing(*arguments: Any, **named: Any) -> Any:
-        future = real_send(settings.dead_letters, value=b"elsewhere")
-        future.get(5)
-        return SimpleNamespace(failed=lambda: True, exception=KafkaTimeoutError())
+    def failing(*arguments: Any) -> int:
+        if away:
+            raise away.pop(0)
+        return attempt(*arguments)
 
-    monkeypatch.setattr(service.producer, "send", failing)
-    with pytest.raises(StreamError, match="stopped answering or refuses \\(KafkaTimeoutError"):
+    monkeypatch.setattr(service.transactions, "_attempt", failing)
+    with pytest.raises(StreamError, match="stopped answering or refuses \\(TopicAuthorizationFailedError"):
         service.run(max_records=1)
+    assert not away  # a time-out was tried again, a refusal was not
     assert lag(settings) == 1
     serve(settings)
     assert len(scores_of(settings, 1)) == 1
 
 
-def test_a_commit_is_tried_again_while_the_broker_is_away(tansu: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kafka.errors import KafkaConnectionError, TopicAuthorizationFailedError
-
-    settings = settings_for(tansu, fresh_name(), outage_seconds=5.0)
+def test_a_commit_that_hangs_is_noticed(tansu: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_for(tansu, fresh_name(), outage_seconds=1.0)
     send(tansu, settings.transactions, payment("t1"))
     service = Service(settings, CountingScorer())
-    commit, away = service.consumer.commit, [KafkaConnectionError(), KafkaConnectionError()]
-
-    def failing(*arguments: Any, **named: Any) -> Any:
-        if away:
-            raise away.pop()
-        return commit(*arguments, **named)
-
-    monkeypatch.setattr(service.consumer, "commit", failing)
-    while not service.step():
-        pass
-    assert not away
-    assert lag(settings) == 0
-    away.append(TopicAuthorizationFailedError())  # waiting would not help
-    send(tansu, settings.transactions, payment("t2"))
-    with pytest.raises(StreamError, match="refuses \\(TopicAuthorizationFailedError"):
+    monkeypatch.setattr(service.transactions, "_attempt", lambda *_: time.sleep(60))
+    start = time.monotonic()
+    with pytest.raises(StreamError, match="no answer to a commit"):
         service.run(max_records=1)
+    assert time.monotonic() - start < 20
 
 
 def test_a_record_too_large_for_the_dead_letter_topic_is_shortened(kafka: str) -> None:

@@ -1,0 +1,213 @@
+"""Decisions, dead letters, consumed offsets and the state marker in one Kafka transaction, or none of them.
+
+A transaction is written by a thread of its own, one at a time, while the next payments are scored. The client's commit has
+no timeout, so whoever waits for it is the watchdog. The transactional id is the group's: a new owner ends the open
+transaction of the one before and fences it.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from core.logs import EventLog
+from solutions.fraud.changelog import Marker, read_changelog
+from solutions.fraud.wire import StreamError, StreamSettings, connect
+
+log = EventLog("vigil.fraud.transactions", fields=("cause", "group", "sequence"))
+SHORTENED = 65_536  # bytes kept of a record that is too large for the dead-letter topic
+
+
+class FencedError(StreamError):
+    """Another process owns the state now."""
+
+
+class Output(NamedTuple):
+    topic: str
+    value: bytes
+    key: bytes | None
+    headers: list[tuple[str, bytes]]
+
+
+@dataclass(frozen=True)
+class Transaction:
+    """What becomes visible together. offsets: by partition, as the group's."""
+
+    outputs: Sequence[Output]
+    marker: Marker
+    offsets: dict[Any, int]
+
+
+class Transactions:
+    """Writes transactions in order, one at a time."""
+
+    def __init__(self, settings: StreamSettings) -> None:
+        self.settings = settings
+        self.committed = 0
+        self._changelog_next = 0
+        self._producer = self._open()
+        self._todo: queue.SimpleQueue[Transaction | None] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[int | BaseException] = queue.SimpleQueue()
+        self._began: float | None = None
+        self._thread = threading.Thread(target=self._work, name="vigil-transactions", daemon=True)
+        self._thread.start()
+
+    @property
+    def busy(self) -> bool:
+        return self._began is not None
+
+    def resume_after(self, changelog_next: int) -> None:
+        """Where the changelog ends, as far as its owner has read it."""
+        self._changelog_next = changelog_next
+
+    def begin(self, transaction: Transaction) -> None:
+        assert not self.busy
+        self._began = time.monotonic()
+        self._todo.put(transaction)
+
+    def finished(self, timeout: float | None) -> int | None:
+        """The changelog's next offset when the running transaction is committed, None while it is not.
+
+        `timeout` None waits for as long as an outage may last.
+
+        Raises:
+            StreamError: it took longer than an outage may last, or the broker refuses. FencedError: the owner changed.
+        """
+        assert self._began is not None
+        limit = self._began + self.settings.outage_seconds + 5.0
+        now = time.monotonic()
+        wait = max(limit - now if timeout is None else min(timeout, limit - now), 0.0)
+        try:
+            outcome = self._done.get(timeout=wait) if wait else self._done.get_nowait()
+        except queue.Empty:
+            if time.monotonic() >= limit:
+                raise self._silent(None) from None
+            return None
+        self._began = None
+        if isinstance(outcome, BaseException):
+            raise outcome
+        self.committed += 1
+        return outcome
+
+    def close(self) -> None:
+        """End the thread and the client; an unfinished transaction is ended by the next owner, or by its timeout."""
+        self._todo.put(None)
+        self._thread.join(0.0 if self.busy else 10.0)
+        self._producer.close(timeout=0 if self.busy else 10)
+
+    def _work(self) -> None:
+        while (transaction := self._todo.get()) is not None:
+            try:
+                self._done.put(self._write(transaction))
+            except BaseException as error:
+                self._done.put(error)
+
+    def _write(self, transaction: Transaction) -> int:
+        """Commit, whatever happens to the broker meanwhile; returns where the changelog goes on."""
+        from kafka.errors import InvalidProducerEpochError, KafkaError, ProducerFencedError
+
+        deadline = time.monotonic() + self.settings.outage_seconds
+        outputs = list(transaction.outputs)
+        while True:
+            futures: list[Any] = []
+            try:
+                self._changelog_next = self._attempt(outputs, transaction, futures)
+                return self._changelog_next
+            except (ProducerFencedError, InvalidProducerEpochError) as error:
+                raise FencedError(
+                    f"another process owns group `{self.settings.group}` on {self.settings.bootstrap_servers}, or this "
+                    "one was silent for too long. What it did not commit, the owner answers."
+                ) from error
+            except KafkaError as error:
+                shorter = self._shortened(outputs, futures)
+                if shorter == outputs and (_refuses(error) or time.monotonic() > deadline):
+                    raise self._silent(error) from error
+                log.warning("transaction tried again", cause=type(error).__name__, sequence=transaction.marker.sequence)
+                outputs = shorter
+            committed = self._open_again(deadline, transaction.marker.sequence)
+            if committed is not None:
+                self._changelog_next = committed
+                return committed
+
+    def _attempt(self, outputs: Sequence[Output], transaction: Transaction, futures: list[Any]) -> int:
+        from kafka.structs import OffsetAndMetadata
+
+        producer, settings = self._producer, self.settings
+        producer.begin_transaction()
+        for o in outputs:
+            futures.append(producer.send(o.topic, value=o.value, key=o.key, headers=o.headers))
+        marker = transaction.marker
+        written = producer.send(settings.changelog, value=marker.encode(), partition=0)
+        offsets = {tp: OffsetAndMetadata(o, str(marker.sequence), -1) for tp, o in transaction.offsets.items()}
+        if offsets:
+            producer.send_offsets_to_transaction(offsets, settings.group)
+        producer.commit_transaction()
+        return int(written.get(0).offset) + 1
+
+    @staticmethod
+    def _shortened(outputs: list[Output], futures: list[Any]) -> list[Output]:
+        """Dead letters that were too large, without their ends: the whole of them stays at its source."""
+        from kafka.errors import MessageSizeTooLargeError
+
+        shorter = list(outputs)
+        for i, future in enumerate(futures):
+            output = outputs[i]
+            if isinstance(future.exception, MessageSizeTooLargeError) and len(output.value) > SHORTENED:
+                headers = [*output.headers, ("shortened_from", str(len(output.value)).encode())]
+                shorter[i] = output._replace(value=output.value[:SHORTENED], headers=headers)
+        return shorter
+
+    def _open(self) -> Any:
+        """A producer that owns the group's transactional id; ends what the owner before left open."""
+        from kafka import KafkaProducer
+
+        settings = self.settings
+        outage_ms = int(settings.outage_seconds * 1000)
+        producer = connect(
+            KafkaProducer,
+            settings,
+            transactional_id=f"{settings.group}-owner",
+            transaction_timeout_ms=outage_ms,
+            acks="all",
+            linger_ms=0,  # a commit flushes
+            retry_backoff_ms=settings.retry_backoff_ms,
+            max_request_size=1 << 26,  # what is too large, the broker says
+            max_block_ms=outage_ms,
+            delivery_timeout_ms=outage_ms,
+            request_timeout_ms=min(30_000, outage_ms // 2),  # must be shorter than the delivery
+        )
+        producer.init_transactions()
+        return producer
+
+    def _open_again(self, deadline: float, sequence: int) -> int | None:
+        """A new client; then where the changelog goes on if the transaction had been committed after all."""
+        from kafka.errors import KafkaError
+
+        self._producer.close(timeout=0)
+        while True:
+            try:
+                self._producer = self._open()
+                done = [m for m in read_changelog(self.settings, self._changelog_next) if m.sequence == sequence]
+                return done[0].next_offset if done else None
+            except (KafkaError, StreamError) as error:
+                if time.monotonic() > deadline:
+                    raise self._silent(error) from error
+                time.sleep(0.2)
+
+    def _silent(self, error: BaseException | None) -> StreamError:
+        cause = type(error).__name__ if error is not None else "no answer to a commit"
+        return StreamError(
+            f"{self.settings.bootstrap_servers} stopped answering or refuses ({cause}, waited up to "
+            f"{self.settings.outage_seconds:g} s). What was not committed is answered after the restart."
+        )
+
+
+def _refuses(error: BaseException) -> bool:
+    """Whether waiting would not help."""
+    from kafka.errors import IllegalStateError, UnsupportedVersionError
+
+    return "Authorization" in type(error).__name__ or isinstance(error, IllegalStateError | UnsupportedVersionError)
