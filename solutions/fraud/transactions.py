@@ -11,6 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -97,7 +98,7 @@ class Transactions:
         """End the thread and the client; an unfinished transaction is ended by the next owner, or by its timeout."""
         self._todo.put(None)
         self._thread.join(0.0 if self.busy else 10.0)
-        self._producer.close(timeout=0 if self.busy else 10)
+        self._abandon(0.0 if self.busy else 10.0)
 
     def _work(self) -> None:
         while (transaction := self._todo.get()) is not None:
@@ -187,7 +188,7 @@ class Transactions:
         """A new client; then where the changelog goes on if the transaction had been committed after all."""
         from kafka.errors import KafkaError
 
-        self._producer.close(timeout=0)
+        self._abandon(0.0)
         while True:
             try:
                 self._producer = self._open()
@@ -197,6 +198,12 @@ class Transactions:
                 if time.monotonic() > deadline:
                     raise self._silent(error) from error
                 time.sleep(0.2)
+
+    def _abandon(self, seconds: float) -> None:
+        from kafka.errors import KafkaError
+
+        with suppress(KafkaError):  # it says so when something was not sent, which the next owner finds out anyway
+            self._producer.close(timeout=seconds)
 
     def _silent(self, error: BaseException | None) -> StreamError:
         cause = type(error).__name__ if error is not None else "no answer to a commit"

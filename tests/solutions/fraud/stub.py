@@ -1,14 +1,19 @@
 """A scorer whose answers show its state, topics of one's own, and a service to be killed.
 
-python -m tests.solutions.fraud.stub ADDRESS NAME SECONDS_PER_PAYMENT UNTIL_IDLE
+python -m tests.solutions.fraud.stub ADDRESS NAME SECONDS_PER_PAYMENT UNTIL_IDLE [SNAPSHOTS [POINT COUNT]]
+
+POINT is where the process kills itself, the COUNTth time it gets there: produced (sent, not committed), committed (not
+yet known to the service), snapshot (half a snapshot is on the disk).
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -99,7 +104,12 @@ def read(address: str, topic: str, count: int, *, seconds: float = 30.0, drain: 
     from kafka import KafkaConsumer
 
     consumer = KafkaConsumer(
-        topic, bootstrap_servers=address, auto_offset_reset="earliest", group_id=None, fetch_max_wait_ms=10
+        topic,
+        bootstrap_servers=address,
+        auto_offset_reset="earliest",
+        isolation_level="read_committed",
+        group_id=None,
+        fetch_max_wait_ms=10,
     )
     records: list[Any] = []
     deadline = time.monotonic() + seconds
@@ -112,13 +122,54 @@ def read(address: str, topic: str, count: int, *, seconds: float = 30.0, drain: 
     return records
 
 
+def die_at(point: str, count: int, service: Service) -> None:
+    """Arrange the death of this process."""
+    from solutions.fraud import snapshots
+
+    me, left = os.getpid(), [count]
+
+    def arrive() -> None:
+        left[0] -= 1
+        if not left[0]:
+            os.kill(me, signal.SIGKILL)
+
+    producer = service.transactions._producer
+    commit, header = producer.commit_transaction, snapshots.Packed.whole
+
+    def dying_commit() -> None:
+        if point == "produced":
+            producer.flush()
+            arrive()
+        commit()
+        if point == "committed":
+            arrive()
+
+    def dying_blocks() -> Iterator[Any]:
+        arrive()
+        time.sleep(0.05)  # the child outlives its parent, and may even end the snapshot
+        yield np.zeros(0)
+
+    def contents() -> Contents:
+        arrays, values = contents_of(service.scorer)
+        return {**arrays, "last": header(np.zeros(0))._replace(blocks=dying_blocks())}, values
+
+    producer.commit_transaction = dying_commit
+    if point == "snapshot":
+        contents_of = type(service.scorer).contents
+        left[0] = 1  # counted by the child, which is forked anew every time
+        service.scorer.contents = contents  # type: ignore[method-assign]
+
+
 def main() -> None:
-    address, name, pause, until_idle = sys.argv[1:]
+    address, name, pause, until_idle, *more = sys.argv[1:]
     show_events()
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stopping.append(number))
-    settings = settings_for(address, name, max_records=64)
+    directory = Path(more[0]) if more else None
+    settings = settings_for(address, name, max_records=64, snapshots=directory, snapshot_seconds=0.2)
     service = Service(settings, CountingScorer(float(pause)))
+    if len(more) > 1:
+        die_at(more[1], int(more[2]), service)
     print("ready", flush=True)
     service.run(lambda: bool(stopping), until_idle=float(until_idle) or None)
 

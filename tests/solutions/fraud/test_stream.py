@@ -238,9 +238,10 @@ def test_partitions_that_are_added_later_are_served(kafka: str, monkeypatch: pyt
     assert scorer.heard == ["t1", "t2"]
 
 
-def start_stub(address: str, name: str, pause: float, until_idle: float) -> subprocess.Popen[str]:
+def start_stub(address: str, name: str, pause: float, until_idle: float, *more: object) -> subprocess.Popen[str]:
+    words = [address, name, str(pause), str(until_idle), *map(str, more)]
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.solutions.fraud.stub", address, name, str(pause), str(until_idle)],
+        [sys.executable, "-m", "tests.solutions.fraud.stub", *words],
         cwd=Path(__file__).parents[3],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -260,38 +261,14 @@ def with_poison(frame: pd.DataFrame) -> tuple[list[bytes], list[bytes]]:
     return mixed, poison
 
 
-def answered_exactly(settings: StreamSettings, frame: pd.DataFrame, poison: list[bytes]) -> int:
-    """Asserts that every payment has its right score and every bad record its letter; returns how many came twice."""
+def answered_exactly(settings: StreamSettings, frame: pd.DataFrame, poison: list[bytes]) -> None:
+    """Every payment has its right score, once, and every bad record its letter, once."""
     scores = scores_of(settings, len(frame))
-    by_name: dict[str, set[float]] = {}
-    for score in scores:
-        by_name.setdefault(score["transaction_id"], set()).add(score["probability"])
-    wanted = expected_counts(frame["payer"].tolist())
-    assert by_name == {t: {p} for t, p in zip(frame["transaction_id"], wanted, strict=True)}
+    assert [s["transaction_id"] for s in scores] == frame["transaction_id"].tolist()
+    assert [s["probability"] for s in scores] == expected_counts(frame["payer"].tolist())
     dead = dead_letters_of(settings, len(poison))
-    assert {value for value, _ in dead} == set(poison)
+    assert [value for value, _ in dead] == poison
     assert {headers["cause"] for _, headers in dead} == {"record is not JSON in UTF-8"}
-    return len(scores) - len(frame)
-
-
-def test_kill_9_in_the_middle_loses_nothing_and_changes_no_score(kafka: str) -> None:
-    settings = settings_for(kafka, fresh_name())
-    frame = random_stream(1500, days=30)
-    mixed, poison = with_poison(frame)
-    send(kafka, settings.transactions, *mixed)
-    for so_many in (300, 800):
-        victim = start_stub(kafka, settings.group, 0.001, 0)
-        read(kafka, settings.scores, so_many, drain=False)
-        victim.kill()
-        victim.communicate()
-        assert 0 < lag(settings) < 1500
-    last = start_stub(kafka, settings.group, 0.0, 1.0)
-    _, errors = last.communicate(timeout=60)
-    assert last.returncode == 0, errors
-    answered_exactly(settings, frame, poison)
-    assert lag(settings) == 0
-    assert '"event": "state rebuilt"' in errors
-    assert "poison" not in errors
 
 
 def test_sigterm_ends_the_service_with_everything_committed(tansu: str) -> None:
