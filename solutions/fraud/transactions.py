@@ -54,6 +54,7 @@ class Transactions:
         self._todo: queue.SimpleQueue[Transaction | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[int | BaseException] = queue.SimpleQueue()
         self._began: float | None = None
+        self._closed = False
         self._thread = threading.Thread(target=self._work, name="vigil-transactions", daemon=True)
         self._thread.start()
 
@@ -96,6 +97,7 @@ class Transactions:
 
     def close(self) -> None:
         """End the thread and the client; an unfinished transaction is ended by the next owner, or by its timeout."""
+        self._closed = True
         self._todo.put(None)
         self._thread.join(0.0 if self.busy else 10.0)
         self._abandon(0.0 if self.busy else 10.0)
@@ -125,7 +127,7 @@ class Transactions:
                 ) from error
             except KafkaError as error:
                 shorter = self._shortened(outputs, futures)
-                if shorter == outputs and (_refuses(error) or time.monotonic() > deadline):
+                if self._closed or (shorter == outputs and (_refuses(error) or time.monotonic() > deadline)):
                     raise self._silent(error) from error
                 log.warning("transaction tried again", cause=type(error).__name__, sequence=transaction.marker.sequence)
                 outputs = shorter
@@ -195,7 +197,7 @@ class Transactions:
                 done = [m for m in read_changelog(self.settings, self._changelog_next) if m.sequence == sequence]
                 return done[0].next_offset if done else None
             except (KafkaError, StreamError) as error:
-                if time.monotonic() > deadline:
+                if self._closed or time.monotonic() > deadline:
                     raise self._silent(error) from error
                 time.sleep(0.2)
 

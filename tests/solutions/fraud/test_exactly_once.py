@@ -66,7 +66,7 @@ def test_scores_of_the_real_scorer_do_not_change_when_it_is_interrupted(tansu: s
     frame = random_stream(600, days=30, seed=9)
     told = []
     for lives in (1, 4):
-        settings = settings_for(tansu, fresh_name(), max_records=50)
+        settings = settings_for(tansu, fresh_name(), max_records=50, patience_seconds=30.0)
         publish(frame, settings)
         for _ in range(lives - 1):
             service = Service(settings, Scorer(tiny_model(), model_version="v", policy=WARY))
@@ -83,7 +83,7 @@ def test_scores_of_the_real_scorer_do_not_change_when_it_is_interrupted(tansu: s
 
 def test_a_snapshot_and_the_tail_give_the_same_scores(tansu: str, tmp_path: Path) -> None:
     frame = random_stream(600, days=30, seed=9)
-    settings = settings_for(tansu, fresh_name(), snapshots=tmp_path, snapshots_kept=2)
+    settings = settings_for(tansu, fresh_name(), snapshots=tmp_path, snapshots_kept=2, patience_seconds=30.0)
     heard: list[list[Any]] = []
     publish(frame.head(200), settings)
     Service(settings, Scorer(tiny_model(), model_version="v", policy=WARY)).run(until_idle=0.5)
@@ -102,7 +102,7 @@ def test_a_snapshot_and_the_tail_give_the_same_scores(tansu: str, tmp_path: Path
     assert last.served.rebuilt < 300
     last.run(until_idle=0.5)
     heard.append(scores_of(settings, 600))
-    again = settings_for(tansu, fresh_name())
+    again = settings_for(tansu, fresh_name(), patience_seconds=30.0)
     publish(frame.head(200), again)
     publish(frame.iloc[200:400], again, also_due=frame.head(200))
     publish(frame.tail(200), again, also_due=frame.head(400))
