@@ -1,4 +1,4 @@
-"""Kafka to Kafka on Apache Kafka: latency as a read_committed consumer sees it, sustained rate, latency against commit interval.
+"""Kafka to Kafka on Apache Kafka: latency for a read_committed consumer, sustained rate, latency against commit interval.
 
     python -m benchmarks.fraud_stream [MODEL_DIR]
 
@@ -221,9 +221,7 @@ def main(directory: Path) -> None:
                 {"model": name, "source": "measured", "metrics": {k: {"mean": float(v)} for k, v in metrics.items()}}
             )
         progress("64 records per transaction")
-        rows[0]["metrics"]["sustained_per_second_64"] = {
-            "mean": sustained(serve, address, directory, max_records=64)
-        }
+        rows[0]["metrics"]["sustained_per_second_64"] = {"mean": sustained(serve, address, directory, max_records=64)}
         curve = {}
         for interval in INTERVALS_MS:
             progress(f"commit interval {interval} ms")

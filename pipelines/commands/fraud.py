@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -133,6 +133,17 @@ def replay(
     say(f"{len(scores):,} scores -> {out}")
 
 
+Transactions_ = Annotated[str, typer.Option(envvar="VIGIL_TRANSACTIONS_TOPIC")]
+Labels_ = Annotated[str, typer.Option(envvar="VIGIL_LABELS_TOPIC")]
+Scores_ = Annotated[str, typer.Option(envvar="VIGIL_SCORES_TOPIC")]
+DeadLetters_ = Annotated[str, typer.Option(envvar="VIGIL_DEAD_LETTERS_TOPIC")]
+Group = Annotated[str, typer.Option(envvar="VIGIL_GROUP", help="One owner at a time; another one takes over.")]
+SnapshotsDir = Annotated[
+    Path | None,
+    typer.Option(envvar="VIGIL_SNAPSHOTS", help="Directory of the state's snapshots; default: under var/ by group."),
+]
+
+
 @app.command()
 def serve(
     bootstrap_servers: Servers,
@@ -140,13 +151,27 @@ def serve(
     tracking_uri: Tracking = "",
     history: Annotated[Path | None, typer.Option(help="Payments that warm the state before the stream begins.")] = None,
     columns: Columns = "",
-    transactions_topic: Annotated[str, typer.Option(envvar="VIGIL_TRANSACTIONS_TOPIC")] = "transactions",
-    labels_topic: Annotated[str, typer.Option(envvar="VIGIL_LABELS_TOPIC")] = "fraud_labels",
-    scores_topic: Annotated[str, typer.Option(envvar="VIGIL_SCORES_TOPIC")] = "fraud_scores",
-    dead_letters_topic: Annotated[str, typer.Option(envvar="VIGIL_DEAD_LETTERS_TOPIC")] = "fraud_dead_letters",
-    group: Annotated[str, typer.Option(envvar="VIGIL_GROUP")] = "vigil-fraud",
+    transactions_topic: Transactions_ = "transactions",
+    labels_topic: Labels_ = "fraud_labels",
+    scores_topic: Scores_ = "fraud_scores",
+    dead_letters_topic: DeadLetters_ = "fraud_dead_letters",
+    group: Group = "vigil-fraud",
+    snapshots: SnapshotsDir = None,
+    snapshot_seconds: Annotated[float, typer.Option(min=0.0, envvar="VIGIL_SNAPSHOT_SECONDS")] = 30.0,
+    commit_ms: Annotated[
+        int, typer.Option(min=0, envvar="VIGIL_COMMIT_MS", help="Decisions wait so long for company.")
+    ] = 2,
+    batch: Annotated[int, typer.Option(min=1, envvar="VIGIL_BATCH", help="Payments per transaction, at most.")] = 256,
+    shadow: Annotated[str, typer.Option(help="A challenger that scores along and decides nothing.")] = "",
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(envvar="VIGIL_METRICS_PORT", help="Figures for Prometheus at /metrics; 0: a free port."),
+    ] = None,
+    metrics_host: Annotated[str, typer.Option(envvar="VIGIL_METRICS_HOST")] = "127.0.0.1",
 ) -> None:
-    """Score the stream until SIGTERM or SIGINT."""
+    """Score the stream until SIGTERM or SIGINT; on SIGHUP look the model up again and change to it while running."""
+    from pipelines.commands.shared import var_dir
+    from pipelines.serving import Serving, run_serving
     from solutions.fraud.stream import StreamSettings
 
     settings = StreamSettings(
@@ -156,35 +181,91 @@ def serve(
         scores=scores_topic,
         dead_letters=dead_letters_topic,
         group=group,
+        snapshots=snapshots or var_dir() / "fraud" / "state" / group,
+        snapshot_seconds=snapshot_seconds,
+        commit_ms=commit_ms,
+        max_records=batch,
     )
-    _serve(settings, model, tracking_uri, history, columns)
+    run_serving(Serving(settings, model, tracking_uri, history, columns, shadow, metrics_port, metrics_host))
 
 
-def _serve(settings: Any, model: str, tracking_uri: str, history: Path | None, columns: str) -> None:
-    import signal
+@app.command()
+def status(
+    bootstrap_servers: Servers,
+    transactions_topic: Transactions_ = "transactions",
+    labels_topic: Labels_ = "fraud_labels",
+    scores_topic: Scores_ = "fraud_scores",
+    dead_letters_topic: DeadLetters_ = "fraud_dead_letters",
+    group: Group = "vigil-fraud",
+    snapshots: SnapshotsDir = None,
+) -> None:
+    """Show where a group stands: records that wait, the last transaction, the newest snapshot."""
+    import time
+
+    from pipelines.commands.shared import var_dir
+    from solutions.fraud.changelog import newest_marker
+    from solutions.fraud.snapshots import Snapshots
+    from solutions.fraud.stream import StreamSettings, lag
+
+    settings = StreamSettings(
+        bootstrap_servers=bootstrap_servers,
+        transactions=transactions_topic,
+        labels=labels_topic,
+        scores=scores_topic,
+        dead_letters=dead_letters_topic,
+        group=group,
+    )
+    directory = snapshots or var_dir() / "fraud" / "state" / group
+    marker = newest_marker(settings)
+    kept = Snapshots(directory, keep=1) if directory.is_dir() else None
+    sequences = kept.sequences() if kept else []
+    print(f"records that wait    {lag(settings):,}")
+    print(f"last transaction     {marker.sequence if marker else 'none yet'}")
+    if kept and sequences:
+        age = time.time() - kept.path(sequences[0]).stat().st_mtime
+        print(f"newest snapshot      after transaction {sequences[0]}, {age:,.0f} s old, {len(sequences)} kept")
+    else:
+        print("newest snapshot      none")
+
+
+@app.command("what-if")
+def what_if_command(
+    scores: Annotated[Path, typer.Option(help="Scores that `vigil fraud replay` wrote.")],
+    transactions: Transactions,
+    columns: Columns = "",
+    label_delay_days: Delay = 7.0,
+    account_to_account: Accounts = False,
+    fees: Annotated[str, typer.Option(help="Chargeback fees to try.")] = "5,15,50",
+    capacities: Annotated[str, typer.Option(help="Reviews per day to try; 0 is without limit.")] = "50,200,0",
+    exploration: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of would-be blocks let through.")] = 0.02,
+) -> None:
+    """Decide recorded traffic again under other costs and review capacities; shows shares and money saved."""
     from datetime import timedelta
 
-    from solutions.fraud.data import ColumnMapping, load_payments
-    from solutions.fraud.model import FraudModel
-    from solutions.fraud.scorer import Scorer
-    from solutions.fraud.stream import Service
+    from solutions.fraud.data import ColumnMapping, InputError, load_payments
+    from solutions.fraud.decisions import DecisionPolicy
+    from solutions.fraud.what_if import read_scores, what_if
 
-    stopping: list[int] = []
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, lambda number, _: stopping.append(number))
-    directory, version = find_model(model, tracking_uri)
-    champion = FraudModel.load(directory)
-    scorer = Scorer(champion, model_version=version)
-    if history is not None:
-        delay = timedelta(days=champion.engine.maturity_days)
-        loaded = load_payments(
-            history,
-            ColumnMapping.parse(columns),
-            label_delay=delay,
-            account_to_account=champion.engine.account_to_account,
+    try:
+        grid = [(float(fee), int(room)) for fee in fees.split(",") for room in capacities.split(",")]
+    except ValueError:
+        raise InputError(
+            f"`--fees` and `--capacities` must be numbers with commas between. Received: {fees} and {capacities}."
+        ) from None
+    policies = {
+        f"fee {fee:g}, {room or 'unlimited'} reviews a day": DecisionPolicy(
+            chargeback_fee=fee, review_capacity_per_day=room or None, exploration_fraction=exploration
         )
-        scorer.warm_up(loaded.frame)
-    service = Service(settings, scorer)
-    say(f"serving {version} on {settings.bootstrap_servers}; stop with Ctrl-C")
-    served = service.run(stop=lambda: bool(stopping))
-    say(f"stopped: {served.payments:,} payments, {served.labels:,} labels, {served.dead_letters:,} dead letters")
+        for fee, room in grid
+    }
+    loaded = load_payments(
+        transactions,
+        ColumnMapping.parse(columns),
+        label_delay=timedelta(days=label_delay_days),
+        account_to_account=account_to_account,
+    )
+    print(f"{'policy':36s} {'allow':>8s} {'step up':>8s} {'block':>8s} {'changed':>8s} {'saved':>14s}")
+    for told in what_if(read_scores(scores), loaded.frame, policies):
+        shares = " ".join(f"{told.shares[action]:8.2%}" for action in ("allow", "step_up", "block"))
+        saved = "unknown" if told.money_saved is None else f"{told.money_saved:,.0f}"
+        print(f"{told.policy:36s} {shares} {told.changed:8.2%} {saved:>14s}")

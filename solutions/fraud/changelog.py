@@ -18,6 +18,7 @@ from solutions.fraud.wire import StreamError, StreamSettings, connect
 
 Place = tuple[str, int, int]  # topic, partition, offset
 WAIT_MS = 200
+LAST_RECORDS = 64  # a transaction that was given up, and one that ends it, leave records without a marker
 
 
 class RecoveryError(StreamError):
@@ -110,6 +111,27 @@ def read_changelog(settings: StreamSettings, start: int) -> list[Marker]:
                 f"topic `{tp.topic}` must hold one marker after the other. Received: {after.sequence} after {before.sequence}."
             )
     return markers
+
+
+def newest_marker(settings: StreamSettings) -> Marker | None:
+    """The last committed marker; None when there is none yet."""
+    from kafka import KafkaConsumer, TopicPartition
+
+    tp = TopicPartition(settings.changelog, 0)
+    consumer = connect(KafkaConsumer, settings, group_id=None, auto_offset_reset="earliest", fetch_max_wait_ms=10)
+    try:
+        if not consumer.partitions_for_topic(settings.changelog):
+            return None
+        consumer.assign([tp])
+        consumer.seek(tp, 0)
+        deadline = time.monotonic() + settings.connect_seconds
+        while consumer.highwater(tp) is None and time.monotonic() < deadline:
+            consumer.poll(timeout_ms=50, max_records=1)
+        newest = consumer.highwater(tp) or 0
+    finally:
+        consumer.close()
+    markers = read_changelog(settings, max(newest - LAST_RECORDS, 0))
+    return markers[-1] if markers else None
 
 
 class TailReader:

@@ -63,7 +63,7 @@ class Weights(NamedTuple):
     head_w2: F32
     heads: int
     top_k: int
-    intercept: float  # bias of the head, and the correction for the share of genuine payments in training
+    intercept: float  # bias of the head
 
     @classmethod
     def of(cls, network: TemporalGraphNetwork) -> Weights:
@@ -134,7 +134,7 @@ def _fold(network: TemporalGraphNetwork) -> Weights:
         head_w2=state["head.3.weight"][0],
         heads=settings.heads,
         top_k=settings.top_k,
-        intercept=float(state["head.3.bias"][0]) + float(network.prior_shift),
+        intercept=float(state["head.3.bias"][0]),
     )
 
 
@@ -331,7 +331,7 @@ def _experts(
 
 
 @vector_kernel
-def network_logit(
+def network_addition(
     w: Weights,
     x_TF: F32,
     payer_TKC: F32,
@@ -342,7 +342,7 @@ def network_logit(
     device_TK: B8,
     out_T: NDArray[np.float64],
 ) -> None:
-    """out (T,): logits, corrected for the share of genuine payments left out of training."""
+    """out (T,): what the network adds to the logit of its prior."""
     read_outs, width = w.query_SD.shape
     hidden, wide = w.aggregate_w1.shape[1], w.aggregate_w2.shape[1]
     more = wide // width

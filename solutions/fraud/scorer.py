@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from solutions.fraud.data import ColumnMapping, InputError, load_payments
 from solutions.fraud.decisions import Decider, DecisionPolicy
 from solutions.fraud.engine import Events, Labels, Observed, encode_labels, encode_payment, encode_payments
-from solutions.fraud.graph_state import LABEL_OUTCOMES, hash_id
+from solutions.fraud.graph_state import LABEL_OUTCOMES, State, hash_id
 from solutions.fraud.messages import Label, Payment, Score
 from solutions.fraud.model import FraudModel
 from solutions.fraud.packing import pack, unpack
@@ -42,6 +42,32 @@ class Scorer:
         self.model_version = model_version
         self.decider = Decider(policy or DecisionPolicy())
         self.engine = model.new_engine()
+        self.shadow: Scorer | None = None  # a challenger that gets the same payments and labels and decides nothing
+        self.shadow_scored = self.shadow_differs = 0
+
+    def change_model(self, model: FraudModel, model_version: str) -> None:
+        """Go on with another model on the same state; also the way back.
+
+        Raises:
+            InputError: its state has other sizes, so it must be rebuilt by a service of its own group.
+        """
+        _same_state(self.model, model)
+        model.fast  # noqa: B018  folded now and not at the first payment
+        self.model, self.model_version = model, model_version
+        self.engine.high_amount, self.engine.episodes = model.high_amount, model.episodes
+
+    def watch(self, challenger: FraudModel | None) -> None:
+        """Let a challenger score in the shadow from now on, on a copy of the state (an empty one if its sizes differ)."""
+        self.shadow_scored = self.shadow_differs = 0
+        self.shadow = None
+        if challenger is not None:
+            self.shadow = Scorer(challenger, model_version="shadow", policy=self.decider.policy)
+            self._copy_to_shadow()
+
+    def _copy_to_shadow(self) -> None:
+        if self.shadow is not None and self.shadow.model.engine == self.model.engine:
+            self.shadow.engine.state = State(*(array.copy() for array in self.engine.state))
+            self.shadow.decider.restore(self.decider.snapshot())
 
     def warm_up(self, frame: pd.DataFrame) -> None:
         """Let the payments and the labels of a canonical frame change the state, without scoring them."""
@@ -57,14 +83,21 @@ class Scorer:
         times, amounts = np.array([p.event_time for p in payments]), np.array([p.amount for p in payments])
         observed = self.engine.observe(Events(keys, times, amounts))
         probability = self.model.probability(observed)
-        return [
+        scores = [
             self._decide(p.transaction_id, p.event_time, p.amount, float(q), observed, i)
             for i, (p, q) in enumerate(zip(payments, probability, strict=True))
         ]
+        if self.shadow is not None:
+            others = self.shadow.score(payments)
+            self.shadow_scored += len(scores)
+            self.shadow_differs += sum(o.decision != s.decision for o, s in zip(others, scores, strict=True))
+        return scores
 
     def apply_labels(self, labels: Sequence[Label]) -> list[str]:
         """Apply labels now; one of applied, duplicate, unknown_payment for each."""
         keys = np.array([hash_id(label.transaction_id, "payment") for label in labels], dtype=np.uint64)
+        if self.shadow is not None:
+            self.shadow.apply_labels(labels)
         outcomes = self.engine.apply_labels(keys, np.array([label.is_fraud for label in labels], dtype=bool))
         return [LABEL_OUTCOMES[o] for o in outcomes]
 
@@ -81,11 +114,20 @@ class Scorer:
         """Go on from `contents`."""
         self.engine.state = unpack(arrays, self.model.engine.state)
         self.decider.restore(values["decider"])
+        self._copy_to_shadow()
 
     def _decide(self, name: str, time: float, amount: float, p: float, observed: Observed, i: int) -> Score:
         decision = self.decider.decide(p, amount, event_time=time, transaction_id=name)
         reasons = () if decision == "allow" else explain(self.model, observed, i)
         return Score(name, time, p, decision, reasons, self.model_version)
+
+
+def _same_state(now: FraudModel, other: FraudModel) -> None:
+    if now.engine != other.engine:
+        raise InputError(
+            "a model that takes over a running state must have the same engine settings. "
+            f"Received: {other.engine}, running: {now.engine}."
+        )
 
 
 def replay_chunks(

@@ -23,6 +23,7 @@ from core.logs import EventLog
 from solutions.fraud.alignment import Alignment
 from solutions.fraud.answers import Answers, fingerprint
 from solutions.fraud.changelog import Marker
+from solutions.fraud.exposition import Histogram
 from solutions.fraud.feed import publish as publish
 from solutions.fraud.messages import BadRecordError, Label, Payment, Score, encode_score, parse_label, parse_payment
 from solutions.fraud.recovery import Recovered, recover
@@ -87,6 +88,7 @@ class Item(NamedTuple):
     record: Any
     event: Payment | Label
     answered: bool
+    read: float  # monotonic seconds
 
 
 class Service:
@@ -122,6 +124,9 @@ class Service:
         self._unknown: list[tuple[float, Item]] = []  # labels whose payment may still come
         self._outbox: list[Output] = []
         self._since: float | None = None  # when the oldest of what is not in a transaction yet was done
+        self._reads: list[float] = []  # when the payments of the outbox were read
+        self._in_flight: list[float] = []
+        self.latency = Histogram()
         self._failed = False
         began = time.monotonic()
         self._state: Recovered = recover(settings, scorer, self._answers, self.snapshots)
@@ -215,7 +220,7 @@ class Service:
                     self._dead_letter(record, str(cause), record.offset < self._answered[tp])
                     continue
                 when = event.event_time if isinstance(event, Payment) else event.label_time
-                self._alignment.push(tp, when, Item(record, event, record.offset < self._answered[tp]))
+                self._alignment.push(tp, when, Item(record, event, record.offset < self._answered[tp], self._heard[tp]))
             if self._alignment.size(tp) > MOST_WAITING:
                 self.consumer.pause(tp)
                 self._paused.add(tp)
@@ -276,6 +281,7 @@ class Service:
             self.served.decisions[score.decision] += 1
             value = encode_score(score, item.record.partition, item.record.offset)
             self._outbox.append(Output(self.settings.scores, value, item.record.key, []))
+            self._reads.append(item.read)
 
     def _settled(self, record: Any, *, applied: bool) -> None:
         if self._since is None:
@@ -359,6 +365,7 @@ class Service:
         news = self._news()
         marker, self._marker = self._marker, Marker(self._marker.sequence + 1)
         outbox, self._outbox = self._outbox, []
+        self._in_flight, self._reads = self._reads, []
         self._since = None
         for tp, offset in news.items():
             place = (tp.topic, tp.partition)
@@ -374,6 +381,35 @@ class Service:
             done = self.transactions.finished(None if wait else 0.0)
             if done is not None:
                 self._state.changelog_next = done
+                now = time.monotonic()
+                for read in self._in_flight:
+                    self.latency.observe(now - read)
+
+    @property
+    def snapshot_sequence(self) -> int:
+        return self._snapshot_sequence
+
+    @property
+    def lags(self) -> dict[tuple[str, int], int]:
+        """Records on the broker that were not dealt with yet, by partition."""
+        newest = {tp: self.consumer.highwater(tp) for tp in tuple(self._committed)}
+        return {
+            (tp.topic, tp.partition): max(0, end - self._committed[tp]) for tp, end in newest.items() if end is not None
+        }
+
+    @property
+    def shadow_differs(self) -> int:
+        return int(getattr(self.scorer, "shadow_differs", 0))
+
+    def change_scorer(self, change: Callable[[], None]) -> None:
+        """Change the scorer's model between two transactions, with a snapshot of the state before it.
+
+        So a restart does not score again with the new model what the old one has answered.
+        """
+        if self.snapshots is not None and self._marker.sequence - 1 > self._snapshot_sequence:
+            self.snapshots.finished(wait=True)
+            self._snapshot_now()
+        change()
 
     def settle(self) -> None:
         """Commit everything that was done so far."""
@@ -391,8 +427,12 @@ class Service:
         idle = self._marker.sequence - 1 <= self._snapshot_sequence
         if self._rebuilding or self.snapshots.busy or idle or now - self._snapshot_at < self.settings.snapshot_seconds:
             return
+        self._snapshot_now()
+
+    def _snapshot_now(self) -> None:
+        assert self.snapshots is not None
         self.settle()
-        self._snapshot_at, self._snapshot_sequence = now, self._marker.sequence - 1
+        self._snapshot_at, self._snapshot_sequence = time.monotonic(), self._marker.sequence - 1
         self.snapshots.begin(self._snapshot_sequence, self._contents)
 
     def _contents(self) -> Contents:

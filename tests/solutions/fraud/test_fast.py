@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from solutions.fraud.engine import Observed, encode_labels, encode_payments
-from solutions.fraud.fast_network import Weights, network_logit
+from solutions.fraud.fast import FastLogits
 from solutions.fraud.fast_trees import Trees, UnsupportedTreesError, tree_logit
 from solutions.fraud.graph_state import ROLES
 from solutions.fraud.network import NetworkSettings, TemporalGraphNetwork
+from solutions.fraud.prior import Prior
 from tests.solutions.fraud.streams import random_stream, tiny_model
 
 
@@ -23,17 +24,13 @@ def observed_stream(n: int = 600, *, devices: bool = True) -> Observed:
     return model.new_engine().observe(events, encode_labels(frame, events.key_TE[:, 0]))
 
 
-def compiled(network: TemporalGraphNetwork, observed: Observed, chosen: slice = slice(None)) -> np.ndarray:
-    x_TF = observed.x_TF[chosen]
-    out_T = np.empty(len(x_TF))
-    parts = [part[chosen] for part in (*observed.token_SKF, *observed.mask_SK)]
-    network_logit(Weights.of(network), x_TF, *parts, out_T)
-    return out_T
+def compiled(network: TemporalGraphNetwork, observed: Observed) -> np.ndarray:
+    return FastLogits(tiny_model().boosting, network).network(observed, slice(None))
 
 
 def exact(network: TemporalGraphNetwork, observed: Observed) -> np.ndarray:
     """The slow twin in double precision."""
-    double = TemporalGraphNetwork(network.settings).double().eval()
+    double = TemporalGraphNetwork(network.settings, network.prior).double().eval()
     double.load_state_dict(network.state_dict())
     for block in double.backbone.blocks:
         block.mixture.experts.forward = block.mixture.experts.looped  # grouped_mm knows no double
@@ -58,7 +55,7 @@ def exact(network: TemporalGraphNetwork, observed: Observed) -> np.ndarray:
 )
 def test_the_compiled_network_agrees_with_the_slow_twin(change: dict[str, Any]) -> None:
     torch.manual_seed(1)
-    network = TemporalGraphNetwork(NetworkSettings(**change))
+    network = TemporalGraphNetwork(NetworkSettings(**change), Prior(0.9, 2.0, -0.5))
     observed = observed_stream()
     network.standardise_by(observed.x_TF)
     network.prior_shift.fill_(-2.0)
@@ -100,10 +97,9 @@ def test_payments_without_mails_are_scored() -> None:
 
 def test_compiled_trees_equal_lightgbm_to_the_bit() -> None:
     model, observed = tiny_model(), observed_stream()
-    out_T = np.empty(len(observed.x_TF))
-    tree_logit(Trees.of(model.boosting.booster), observed.x_TF, out_T)
-    assert (out_T == model.boosting.logit(observed.x_TF)).all()
-    assert len(np.unique(out_T)) > 20
+    fast_T = model.fast.boosting(observed.x_TF)
+    assert (fast_T == model.boosting.logit(observed.x_TF)).all()
+    assert len(np.unique(fast_T - model.boosting.prior.logit(observed.x_TF))) > 20
 
 
 def test_trees_that_are_not_known_are_refused() -> None:
