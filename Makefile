@@ -3,7 +3,8 @@ BIN := .venv/bin
 export MLFLOW_DISABLE_TELEMETRY := true
 export DAGSTER_HOME ?= $(CURDIR)
 
-.PHONY: setup demo test check ui bench-fraud bench-core bench-maintenance clean
+.PHONY: setup demo test check ui clean bench-core bench-maintenance
+.PHONY: bench-fraud bench-fraud-speed bench-fraud-stream bench-fraud-faults
 
 setup: .venv/ready ## build .venv from requirements.lock
 
@@ -40,6 +41,15 @@ bench-maintenance: setup ## C-MAPSS, Azure PdM, the simulated fleet, work-order 
 	for subset in FD001 FD002 azure; do OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.maintenance_quality $$subset || exit; done
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.maintenance_fleet
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.maintenance_text
+
+bench-fraud-speed: setup ## replay, latency at 10 k and 1 M nodes, soak (VIGIL_SOAK_SECONDS=600)
+	$(BIN)/python -m benchmarks.fraud_speed
+
+bench-fraud-stream: setup ## Kafka to Kafka latency and rate; needs Apache Kafka (see CONTRIBUTING.md)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.fraud_stream
+
+bench-fraud-faults: setup ## 200 kills; needs Apache Kafka
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.fraud_faults
 
 clean:
 	rm -rf .venv var build *.egg-info .mypy_cache .ruff_cache .hypothesis

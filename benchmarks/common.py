@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -43,3 +44,18 @@ class Clock:
 
     def __call__(self, text: str) -> None:
         print(f"{time.perf_counter() - self.start:6.0f} s  {text}", file=sys.stderr, flush=True)
+
+
+def model_to_time(given: list[str]) -> Path:
+    """The model directory named on the command line, else a quickly trained one: its quality does not matter here."""
+    if given:
+        return Path(given[0])
+    from solutions.fraud.network import NetworkSettings
+    from solutions.fraud.train import TrainSettings, train_model
+
+    frame = handbook(7.0).frame.head(300_000)
+    settings = TrainSettings(warm_up_days=8.0, slice_days=3.0, network=NetworkSettings(epochs=1, least_steps=1))
+    print("training a model to time", file=sys.stderr, flush=True)
+    directory = Path(tempfile.mkdtemp()) / "model"
+    train_model(frame, settings, seed=0).save(directory)
+    return directory

@@ -1,6 +1,6 @@
 """Kills the scorer with SIGKILL again and again, on Apache Kafka: what is lost, what is repeated, which scores change.
 
-    python -m benchmarks.fraud_faults MODEL_DIR [KILLS]
+    python -m benchmarks.fraud_faults [MODEL_DIR] [KILLS]
 
 A third of the kills falls between produce and commit, a third into a snapshot, a third anywhere. The real model scores; the
 uninterrupted run that its scores are compared with follows the same order of records, read from the changelog.
@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import RESULTS, Clock
+from benchmarks.common import RESULTS, Clock, model_to_time
 from core.results import Results, measured
 from solutions.fraud.broker import create_topics
 from solutions.fraud.changelog import read_changelog
@@ -137,7 +137,17 @@ def uninterrupted(settings: StreamSettings, directory: Path) -> dict[str, float]
 def main(directory: Path, kills: int) -> None:
     progress = Clock()
     random_of = random.Random(0)
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # 200 lives would import for half an hour
+    context.set_forkserver_preload(
+        [
+            "solutions.fraud.scorer",
+            "solutions.fraud.stream",
+            "solutions.fraud.network",
+            "lightgbm",
+            "kafka",
+            "benchmarks.fraud_faults",
+        ]
+    )
     with measured() as cost, tempfile.TemporaryDirectory() as data, some_kafka(Path(data)) as address:
         name = f"faults-{uuid.uuid4().hex[:8]}"
         topics = {t: f"{name}.{t}" for t in ("transactions", "labels", "scores", "dead_letters")}
@@ -195,6 +205,5 @@ def main(directory: Path, kills: int) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        sys.exit("usage: python -m benchmarks.fraud_faults MODEL_DIR (of `vigil fraud train`) [KILLS]")
-    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 200)
+    numbers = [word for word in sys.argv[1:] if word.isdigit()]
+    main(model_to_time([word for word in sys.argv[1:] if not word.isdigit()]), int(numbers[0]) if numbers else 200)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import RESULTS, Clock
+from benchmarks.common import RESULTS, Clock, model_to_time
 from core.results import Results, measured
 from solutions.fraud.broker import create_topics
 from solutions.fraud.messages import Payment, encode_payment, encode_score, parse_payment
@@ -238,6 +238,4 @@ def main(directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m benchmarks.fraud_stream MODEL_DIR (of `vigil fraud train`)")
-    main(Path(sys.argv[1]))
+    main(model_to_time(sys.argv[1:]))
