@@ -81,7 +81,7 @@ def snapshot_seconds(scorer: Scorer) -> dict[str, float]:
         start = time.perf_counter()
         write_snapshot(path, scorer.contents())
         written = time.perf_counter()
-        arrays, values = read_snapshot(path)
+        arrays, _ = read_snapshot(path)
         unpack(arrays, scorer.engine.settings.state)
         read = time.perf_counter()
         size = path.stat().st_size / 1e6
