@@ -66,7 +66,7 @@ class Scorer:
 
     def _copy_to_shadow(self) -> None:
         if self.shadow is not None and self.shadow.model.engine == self.model.engine:
-            self.shadow.engine.state = State(*(array.copy() for array in self.engine.state))
+            self.shadow.engine.state = State._make(array.copy() for array in self.engine.state)
             self.shadow.decider.restore(self.decider.snapshot())
 
     def warm_up(self, frame: pd.DataFrame) -> None:
