@@ -30,7 +30,7 @@ from tests.kafka import some_kafka
 RATES = (500, 1_500)
 SECONDS = 12.0
 WARM_UP = 3.0
-BACKLOG = 30_000
+BACKLOG = 20_000
 INTERVALS_MS = (0, 2, 5, 10, 25, 50, 100)
 PICTURE = Path(__file__).parents[1] / "docs" / "fraud_latency.png"
 
