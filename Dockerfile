@@ -2,7 +2,7 @@
 FROM python:3.11-slim
 
 RUN apt-get update && apt-get install --yes --no-install-recommends libgomp1 && rm -rf /var/lib/apt/lists/*
-WORKDIR /opt/vigil
+WORKDIR /srv/vigil
 COPY requirements.lock ./
 RUN pip install --no-cache-dir --upgrade pip \
     && pip install --no-cache-dir --requirement requirements.lock \

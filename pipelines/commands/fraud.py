@@ -228,6 +228,23 @@ def status(
         print("newest snapshot      none")
 
 
+@app.command()
+def topics(
+    bootstrap_servers: Servers,
+    transactions_topic: Transactions_ = "transactions",
+    labels_topic: Labels_ = "fraud_labels",
+    scores_topic: Scores_ = "fraud_scores",
+    dead_letters_topic: DeadLetters_ = "fraud_dead_letters",
+    partitions: Annotated[int, typer.Option(min=1)] = 1,
+) -> None:
+    """Create the four topics where they do not exist, with unlimited retention and the broker's default of replicas."""
+    from solutions.fraud.broker import create_topics
+
+    names = (transactions_topic, labels_topic, scores_topic, dead_letters_topic)
+    create_topics(bootstrap_servers, names, partitions=partitions)
+    say(f"{', '.join(names)} are there")
+
+
 @app.command("what-if")
 def what_if_command(
     scores: Annotated[Path, typer.Option(help="Scores that `vigil fraud replay` wrote.")],

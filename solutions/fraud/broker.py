@@ -96,8 +96,11 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def create_topics(bootstrap_servers: str, topics: Iterable[str], *, partitions: int = 1) -> None:
+def create_topics(bootstrap_servers: str, topics: Iterable[str], *, partitions: int = 1, replicas: int = -1) -> None:
     """Create topics that do not exist yet. Retention is unlimited: replayed events carry old time stamps.
+
+    Args:
+        replicas: -1 for as many as the broker's default.
 
     Raises:
         StreamError: no broker answers.
@@ -109,7 +112,7 @@ def create_topics(bootstrap_servers: str, topics: Iterable[str], *, partitions: 
     try:
         for topic in topics:
             configs = {"retention.ms": "-1"}
-            new = NewTopic(name=topic, num_partitions=partitions, replication_factor=1, topic_configs=configs)
+            new = NewTopic(name=topic, num_partitions=partitions, replication_factor=replicas, topic_configs=configs)
             try:
                 admin.create_topics([new])
             except TopicAlreadyExistsError:
