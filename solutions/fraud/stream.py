@@ -137,7 +137,7 @@ class Service:
         self._rebuilding = False
         self._look_for_partitions()
         self.served.rebuilt = self._state.events
-        if self._state.events and not self._rebuilding:
+        if self._state.sequence and not self._rebuilding:
             self._say_rebuilt(time.monotonic() - began)
 
     def _say_rebuilt(self, seconds: float) -> None:
