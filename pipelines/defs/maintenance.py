@@ -24,6 +24,7 @@ class FleetResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     folder: str = ""
     columns: str = ""
     holdout_days: float = 28.0
+    quick: bool = False  # fewer folds, trees and epochs: a demonstration
     seed: int = 0
 
     def source(self) -> Source:
@@ -38,11 +39,21 @@ def workspace_of(var: VarResource) -> Workspace:
     return Workspace(var.root() / "maintenance")
 
 
-def train_task() -> Any:
+def train_task(fleet: FleetResource) -> Any:
     """The task that is trained for."""
+    from dataclasses import replace
+
     from solutions.maintenance.task import recurring_task
 
-    return recurring_task()
+    task = recurring_task()
+    if not fleet.quick:
+        return task
+    return replace(
+        task,
+        folds=2,
+        network=replace(task.network, epochs=3, rows=5_000),
+        boosting=replace(task.boosting, trees=80, most_rows=4_000),
+    )
 
 
 @dg.asset(group_name=GROUP)
@@ -54,7 +65,7 @@ def maintenance_challenger(context: dg.AssetExecutionContext, var: VarResource, 
     workspace = workspace_of(var)
     monitor, window = train_challenger(
         fleet.source().load(),
-        train_task(),
+        train_task(fleet),
         holdout_days=fleet.holdout_days,
         seed=fleet.seed,
         book=CaseBook(workspace.cases),

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,42 +16,26 @@ DAYS = 75
 HOLDOUT_DAYS = 21.0
 
 
-def demo_task() -> Any:
-    """The task at the size of a demo: fewer folds, trees and epochs."""
-    from solutions.maintenance.task import recurring_task
-
-    task = recurring_task()
-    return replace(
-        task,
-        folds=2,
-        network=replace(task.network, epochs=3, rows=5_000),
-        boosting=replace(task.boosting, trees=80, most_rows=4_000),
-    )
-
-
 def run_pipeline(folder: Path, var_dir: Path, seed: int) -> bool:
     """Materialise challenger, gate and champion in this process; returns whether the gate let it through."""
     import dagster as dg
 
     from pipelines.defs import maintenance
-    from pipelines.resources import VarResource
+    from pipelines.resources import VarResource, dagster_instance
     from solutions.maintenance.simulator import FLEET_COLUMNS
 
     var = VarResource(path=str(var_dir))
-    fleet = maintenance.FleetResource(folder=str(folder), columns=FLEET_COLUMNS, holdout_days=HOLDOUT_DAYS, seed=seed)
-    (var_dir / "dagster").mkdir(parents=True, exist_ok=True)
-    whole, maintenance.train_task = maintenance.train_task, demo_task
-    try:
-        with dg.DagsterInstance.local_temp(str(var_dir / "dagster")) as instance:
-            result = dg.materialize(
-                [maintenance.maintenance_challenger, maintenance.maintenance_champion, maintenance.maintenance_gate],
-                resources={"var": var, "fleet": fleet},
-                instance=instance,
-                run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-                raise_on_error=False,
-            )
-    finally:
-        maintenance.train_task = whole
+    fleet = maintenance.FleetResource(
+        folder=str(folder), columns=FLEET_COLUMNS, holdout_days=HOLDOUT_DAYS, quick=True, seed=seed
+    )
+    with dagster_instance() as instance:
+        result = dg.materialize(
+            [maintenance.maintenance_challenger, maintenance.maintenance_champion, maintenance.maintenance_gate],
+            resources={"var": var, "fleet": fleet},
+            instance=instance,
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+            raise_on_error=False,
+        )
     var.tracker().close(result.run_id, "FINISHED" if result.success else "FAILED")
     return bool(result.success)
 

@@ -52,7 +52,7 @@ def resources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]
     torch.set_num_threads(1)
     task = tiny_task()
     small = replace(task, boosting=replace(task.boosting, trees=5), network=replace(task.network, rows=256))
-    monkeypatch.setattr(maintenance, "train_task", lambda: small)
+    monkeypatch.setattr(maintenance, "train_task", lambda _: small)
     monkeypatch.delenv("VIGIL_VAR", raising=False)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     folder = write(simulate(FleetSettings(assets=6, days=30, onset=(48, 96), stuck=0), 1), tmp_path / "fleet")
@@ -79,7 +79,9 @@ def test_gate_champion_asset_day_and_cases(resources: dict[str, Any], monkeypatc
         return real(window, champion, least_units=2)
 
     monkeypatch.setattr(operate, "judge", judge)
-    train = lru_cache(maxsize=1)(lambda *_: operate_train(resources["fleet"].source().load(), maintenance.train_task()))
+    train = lru_cache(maxsize=1)(
+        lambda *_: operate_train(resources["fleet"].source().load(), maintenance.train_task(resources["fleet"]))
+    )
     monkeypatch.setattr(operate, "train_challenger", lambda *_, **__: train())
     tracker, workspace = resources["var"].tracker(), maintenance.workspace_of(resources["var"])
     with dg.DagsterInstance.ephemeral() as instance:
