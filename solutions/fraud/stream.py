@@ -406,6 +406,7 @@ class Service:
 
         So a restart does not score again with the new model what the old one has answered.
         """
+        self.settle()  # what was scored but not committed yet counts as well
         if self.snapshots is not None and self._marker.sequence - 1 > self._snapshot_sequence:
             self.snapshots.finished(wait=True)
             self._snapshot_now()
