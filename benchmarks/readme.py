@@ -43,6 +43,15 @@ FRAUD = (
           model="fused_minus_lightgbm_strong", baseline=None),
     Claim("Bitcoin-Alpha, negative ratings: average precision", "fraud_bitcoin", "ap", 0.549),
     Claim("the same: AUC", "fraud_bitcoin", "auc", 0.842),
+    Claim("experts' held-out utilisation (handbook, network)", "core_moe", "utilisation", 0.92,
+          model="moe", baseline="moe_unbalanced"),
+    Claim("replay, events per second (2 cores)", "fraud_speed", "replay_events_per_second", 15_000, baseline=None),
+    Claim("score, decision and reasons at 1 M nodes, one by one: ms, p50", "fraud_speed", "p50_ms_1m_nodes", 0.5,
+          baseline=None, at_most=True),
+    Claim("the same: ms, p99", "fraud_speed", "p99_ms_1m_nodes", 2.0, baseline=None, at_most=True),
+    Claim("cost of a payment at 1 M nodes over that at 10 k", "fraud_speed", "cost_ratio_1m_to_10k", 1.5,
+          baseline=None, at_most=True),
+    Claim("`vigil --help`, seconds", "fraud_speed", "help_seconds", 0.5, baseline=None, at_most=True),
 )  # fmt: skip
 TABLES: dict[str, tuple[Claim, ...]] = {"fraud": FRAUD}
 
