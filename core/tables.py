@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import re
 from dataclasses import dataclass
@@ -38,10 +39,13 @@ def column_names(path: Path) -> list[str]:
     try:
         if _is_parquet(path):
             return list(pa.parquet.read_schema(path).names)
-        forgiving = pa.csv.ParseOptions(invalid_row_handler=lambda row: "skip")
-        with pa.csv.open_csv(path, parse_options=forgiving) as reader:
-            return list(reader.schema.names)
-    except (pa.ArrowException, OSError) as error:
+        with path.open(
+            encoding="utf-8-sig", newline=""
+        ) as file:  # arrow's reader leaves threads that abort a quick exit
+            return next(csv.reader(file), [])
+    except UnicodeDecodeError:
+        raise _unreadable(path, ValueError("invalid UTF8 data")) from None
+    except (pa.ArrowException, OSError, csv.Error) as error:
         raise _unreadable(path, error) from None
 
 

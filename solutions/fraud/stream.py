@@ -255,6 +255,10 @@ class Service:
             return True
         return time.monotonic() - self._heard[tp] > self.settings.patience_seconds
 
+    def _told(self) -> bool:
+        """Whether the broker has said how long each partition is."""
+        return all(self.consumer.highwater(tp) is not None for tp in self._committed)
+
     def _score(self, items: list[Item]) -> None:
         fresh, claimed = [], []
         for item in items:
@@ -406,7 +410,8 @@ class Service:
 
         So a restart does not score again with the new model what the old one has answered.
         """
-        self.settle()  # what was scored but not committed yet counts as well
+        if self._since is not None:  # what was scored but is in no transaction yet counts as well
+            self.settle()
         if self.snapshots is not None and self._marker.sequence - 1 > self._snapshot_sequence:
             self.snapshots.finished(wait=True)
             self._snapshot_now()
@@ -473,14 +478,17 @@ class Service:
         """Serve until `stop()`; a poll that has begun is finished, answered and committed first.
 
         Args:
-            until_idle: also stop after so many seconds without a record.
+            until_idle: also stop after so many seconds without a record, counted once the broker has told of all partitions.
             max_records: also stop after at least so many records.
         """
-        records, heard = 0, time.monotonic()
+        records = 0
+        began = heard = time.monotonic()
         try:
             while not stop():
                 now = self.step()
-                records, heard = records + now, time.monotonic() if now else heard
+                records += now
+                if now or not (self._told() or time.monotonic() - began > self.settings.connect_seconds):
+                    heard = time.monotonic()
                 if progress is not None:
                     progress(self.served)
                 if max_records is not None and records >= max_records:
