@@ -3,7 +3,7 @@ BIN := .venv/bin
 export MLFLOW_DISABLE_TELEMETRY := true
 export DAGSTER_HOME ?= $(CURDIR)
 
-.PHONY: setup demo test check ui clean bench-core bench-maintenance
+.PHONY: setup demo test check ui clean bench-core bench-maintenance bench-imaging
 .PHONY: bench-fraud bench-fraud-speed bench-fraud-stream bench-fraud-faults
 
 setup: .venv/ready ## build .venv from requirements.lock
@@ -50,6 +50,9 @@ bench-fraud-stream: setup ## Kafka to Kafka latency and rate; needs Apache Kafka
 
 bench-fraud-faults: setup ## 200 kills; needs Apache Kafka
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.fraud_faults
+
+bench-imaging: setup ## what the shipped imaging models are worth on held-out patients
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.imaging_quality
 
 clean:
 	rm -rf .venv var build *.egg-info .mypy_cache .ruff_cache .hypothesis

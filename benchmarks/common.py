@@ -10,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
+CACHE = Path(os.environ.get("VIGIL_VAR", Path(__file__).parents[1] / "var")) / "cache"
 HANDBOOK = "fraud/handbook_transactions.parquet"
 HANDBOOK_COLUMNS = (
     "event_time=TX_DATETIME,payer=CUSTOMER_ID,payee=TERMINAL_ID,amount=TX_AMOUNT,label=TX_FRAUD,"

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands import fraud, maintenance
+from pipelines.commands import fraud, imaging, maintenance
 from pipelines.commands.shared import default_tracking_uri, var_dir
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 app.add_typer(fraud.app, name="fraud")
 app.add_typer(maintenance.app, name="maintenance")
+app.add_typer(imaging.app, name="imaging")
 
 
 @app.command()
