@@ -27,6 +27,8 @@ class EventLog:
 
     def __init__(self, name: str, fields: Iterable[str]) -> None:
         self.logger = logging.getLogger(name)
+        if not (root := logging.getLogger(ROOT)).handlers:
+            root.addHandler(logging.NullHandler())  # silent until somebody asks with show_events
         self.fields = frozenset(fields)
 
     def info(self, event: str, **values: Value) -> None:
