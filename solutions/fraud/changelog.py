@@ -1,19 +1,21 @@
-"""The changelog topic: one marker per transaction, which tells in what order records changed the state.
+"""The changelog topic: one marker per transaction, which tells in what order records changed the state, and the answers.
 
 Live, records of several partitions are taken as they come in, so their order can not be told from their times. The marker
-makes the rebuilding of a state after a crash exact: the same records in the same order, none twice. Only the owner of the
-state writes it, in the transaction that also holds the decisions and the consumed offsets.
+makes the rebuilding of a state after a crash exact: the same records in the same order, none twice, and no payment is scored
+again, so a model that changed meanwhile changes no answer. Workers that share a group follow each other's markers. A marker
+is written in the transaction that also holds the decisions and the consumed offsets.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
+from solutions.fraud.decisions import ACTIONS
+from solutions.fraud.messages import Payment, Score
 from solutions.fraud.wire import StreamError, StreamSettings, connect
 
 Place = tuple[str, int, int]  # topic, partition, offset
@@ -49,26 +51,60 @@ class Runs:
 
 @dataclass
 class Marker:
-    """One transaction. applied: records that changed the state or were answered, in order; refused: dead letters;
-    positions: for every partition, the offset that was committed."""
+    """One transaction.
 
+    worker, sequence: whose, and which of its own. applied: records that changed the state or were answered, in order;
+    refused: dead letters. positions: of each partition that went on, the offset that was committed. answers: of the applied
+    payments in their order, (probability, place in `ACTIONS`, reasons), or None where an earlier answer was repeated.
+    """
+
+    worker: str
     sequence: int
+    version: str = ""  # of the model that answered
     applied: Runs = field(default_factory=Runs)
     refused: Runs = field(default_factory=Runs)
     positions: dict[tuple[str, int], int] = field(default_factory=dict)
+    answers: list[Any] = field(default_factory=list)
     next_offset: int = -1  # where the changelog goes on after it
 
+    def answer(self, score: Score | None) -> None:
+        """Write down the answer to the payment that was applied last."""
+        if score is None:
+            self.answers.append(None)
+            return
+        self.version = score.model_version
+        self.answers.append([score.probability, ACTIONS.index(score.decision), list(score.reasons)])
+
+    def scores(self, payments: Sequence[Payment]) -> list[Score | None]:
+        """The answers to its applied payments, given what they say."""
+        told: list[Score | None] = []
+        for payment, answer in zip(payments, self.answers, strict=True):
+            if answer is None:
+                told.append(None)
+                continue
+            p, action, reasons = answer
+            told.append(Score("", payment.event_time, p, ACTIONS[action], tuple(reasons), self.version))
+        return told
+
     def encode(self) -> bytes:
-        positions = [[*place, offset] for place, offset in self.positions.items()]
-        record = {"sequence": self.sequence, "applied": self.applied.rows, "refused": self.refused.rows}
-        return json.dumps(record | {"positions": positions}, separators=(",", ":")).encode()
+        record = {
+            "worker": self.worker,
+            "sequence": self.sequence,
+            "version": self.version,
+            "applied": self.applied.rows,
+            "refused": self.refused.rows,
+            "positions": [[*place, offset] for place, offset in self.positions.items()],
+            "answers": self.answers,
+        }
+        return json.dumps(record, separators=(",", ":")).encode()
 
     @classmethod
     def decode(cls, raw: bytes, next_offset: int) -> Marker:
         record = json.loads(raw)
-        marker = cls(record["sequence"], next_offset=next_offset)
+        marker = cls(record["worker"], record["sequence"], record["version"], next_offset=next_offset)
         marker.applied.rows, marker.refused.rows = record["applied"], record["refused"]
         marker.positions = {(topic, partition): offset for topic, partition, offset in record["positions"]}
+        marker.answers = record["answers"]
         return marker
 
 
@@ -76,7 +112,7 @@ def read_changelog(settings: StreamSettings, start: int) -> list[Marker]:
     """All committed markers from an offset on.
 
     Raises:
-        RecoveryError: they begin later than that: somebody shortened the topic.
+        RecoveryError: one is missing between two of the same worker.
     """
     from kafka import KafkaConsumer, TopicPartition
 
@@ -94,22 +130,27 @@ def read_changelog(settings: StreamSettings, start: int) -> list[Marker]:
         consumer.seek(tp, start)
         markers: list[Marker] = []
         deadline = time.monotonic() + settings.outage_seconds
+        goal: int | None = None  # others may go on writing
         while True:
             for record in consumer.poll(timeout_ms=WAIT_MS, max_records=2000).get(tp, []):
                 markers.append(Marker.decode(record.value, record.offset + 1))
                 deadline = time.monotonic() + settings.outage_seconds
-            newest = consumer.highwater(tp)
-            if newest is not None and (consumer.position(tp) or 0) >= newest:
+            goal = consumer.highwater(tp) if goal is None else goal
+            if goal is not None and (consumer.position(tp) or 0) >= goal:
                 break
             if time.monotonic() > deadline:
                 raise RecoveryError(f"topic `{tp.topic}` on {settings.bootstrap_servers} does not tell its end.")
     finally:
         consumer.close()
-    for before, after in pairwise(markers):
-        if after.sequence != before.sequence + 1:
+    last: dict[str, int] = {}
+    for marker in markers:
+        expected = last.get(marker.worker, marker.sequence - 1) + 1
+        if marker.sequence != expected:
             raise RecoveryError(
-                f"topic `{tp.topic}` must hold one marker after the other. Received: {after.sequence} after {before.sequence}."
+                f"topic `{tp.topic}` must hold one marker of worker `{marker.worker}` after the other. "
+                f"Received: {marker.sequence}, expected: {expected}."
             )
+        last[marker.worker] = marker.sequence
     return markers
 
 
@@ -132,52 +173,3 @@ def newest_marker(settings: StreamSettings) -> Marker | None:
         consumer.close()
     markers = read_changelog(settings, max(newest - LAST_RECORDS, 0))
     return markers[-1] if markers else None
-
-
-class TailReader:
-    """Reads input records again, in any order within what is read ahead."""
-
-    def __init__(self, settings: StreamSettings, start: Mapping[tuple[str, int], int]) -> None:
-        from kafka import KafkaConsumer, TopicPartition
-
-        self.settings = settings
-        self.consumer = connect(
-            KafkaConsumer,
-            settings,
-            group_id=None,
-            isolation_level="read_committed",
-            auto_offset_reset="earliest",
-            fetch_max_wait_ms=10,
-        )
-        self._partitions = {place: TopicPartition(*place) for place in start}
-        self.consumer.assign(list(self._partitions.values()))
-        for place, offset in start.items():
-            self.consumer.seek(self._partitions[place], offset)
-        self._records: dict[tuple[str, int], dict[int, Any]] = {place: {} for place in start}
-
-    def take(self, topic: str, partition: int, offset: int) -> Any:
-        """The record of a place, once.
-
-        Raises:
-            RecoveryError: it is gone, or the broker does not give it.
-        """
-        place = (topic, partition)
-        if place not in self._records:
-            raise RecoveryError(f"the changelog names partition {partition} of topic `{topic}`, which does not exist.")
-        held = self._records[place]
-        deadline = time.monotonic() + self.settings.outage_seconds
-        while offset not in held:
-            if (self.consumer.position(self._partitions[place]) or 0) > offset:
-                raise RecoveryError(
-                    f"record {offset} of partition {partition} of topic `{topic}` is needed to rebuild the state and is "
-                    "gone. Keep the topic for longer than the oldest snapshot is old."
-                )
-            polled = self.consumer.poll(timeout_ms=WAIT_MS, max_records=5000)
-            for tp, records in polled.items():
-                self._records[tp.topic, tp.partition].update((r.offset, r) for r in records)
-            if not polled and time.monotonic() > deadline:
-                raise RecoveryError(f"topic `{topic}` on {self.settings.bootstrap_servers} stopped answering.")
-        return held.pop(offset)
-
-    def close(self) -> None:
-        self.consumer.close()

@@ -52,6 +52,7 @@ def exposition(service: Service) -> str:
         ("labels", "Labels applied.", served.labels),
         ("dead_letters", "Records sent to the dead-letter topic.", served.dead_letters),
         ("repeated", "Payments that had been answered before.", served.repeated),
+        ("followed", "Payments and labels that other workers answered.", served.followed),
         ("transactions", "Transactions committed.", service.transactions.committed),
         ("shadow_differs", "Payments that the challenger would have decided otherwise.", service.shadow_differs),
     ):
@@ -59,10 +60,10 @@ def exposition(service: Service) -> str:
     lags = [f'vigil_fraud_lag{{topic="{t}",partition="{p}"}} {n}' for (t, p), n in service.lags.items()]
     family("vigil_fraud_lag", "gauge", "Records that wait, by partition.", lags)
     family(
-        "vigil_fraud_snapshot_sequence",
+        "vigil_fraud_snapshot_offset",
         "gauge",
-        "Transaction after which the newest snapshot was begun.",
-        [f"vigil_fraud_snapshot_sequence {service.snapshot_sequence}"],
+        "Place in the changelog at which the newest snapshot was begun; -1: none yet.",
+        [f"vigil_fraud_snapshot_offset {service.snapshot_offset}"],
     )
     name = "vigil_fraud_commit_seconds"
     family(

@@ -93,6 +93,16 @@ class Scorer:
             self.shadow_differs += sum(o.decision != s.decision for o, s in zip(others, scores, strict=True))
         return scores
 
+    def observe(self, payments: Sequence[Payment], scores: Sequence[Score]) -> None:
+        """Let payments that were answered before, or by another worker, change the state as their scoring did."""
+        keys = np.array([encode_payment(p, self.model.engine) for p in payments], dtype=np.uint64)
+        times, amounts = np.array([p.event_time for p in payments]), np.array([p.amount for p in payments])
+        self.engine.observe(Events(keys, times, amounts), tokens_for=np.zeros(len(payments), bool))
+        for p, score in zip(payments, scores, strict=True):
+            self.decider.decide(score.probability, p.amount, event_time=p.event_time, transaction_id=p.transaction_id)
+        if self.shadow is not None:
+            self.shadow.observe(payments, scores)
+
     def apply_labels(self, labels: Sequence[Label]) -> list[str]:
         """Apply labels now; one of applied, duplicate, unknown_payment for each."""
         keys = np.array([hash_id(label.transaction_id, "payment") for label in labels], dtype=np.uint64)

@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 
 from core.logs import EventLog
 
-log = EventLog("vigil.fraud.snapshots", fields=("cause", "sequence", "seconds"))
+log = EventLog("vigil.fraud.snapshots", fields=("cause", "snapshot", "seconds"))
 MAGIC = b"vigil snapshot 1\n"
 DIGEST_BYTES = 32
-_NAME = re.compile(r"snapshot-(\d{20})")
+_NAME = re.compile(r"snapshot-(\d{20})-([A-Za-z0-9._-]+)")
 
 
 class SnapshotError(ValueError):
@@ -51,7 +51,9 @@ Contents = tuple[dict[str, Packed], dict[str, Any]]  # arrays, and plain values 
 
 @dataclass(frozen=True)
 class Snapshot:
-    sequence: int
+    """offset: in the changelog; all markers below are in it."""
+
+    offset: int
     arrays: Arrays
     values: dict[str, Any]
 
@@ -61,7 +63,7 @@ def write_snapshot(path: Path, contents: Contents) -> None:
     arrays, values = contents
     described = [[name, np.dtype(p.dtype).str, list(p.shape)] for name, p in arrays.items()]
     header = json.dumps({"values": values, "arrays": described}).encode()
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
     try:
         with open(temporary, "wb") as file:
@@ -112,46 +114,49 @@ def read_snapshot(path: Path) -> tuple[Arrays, dict[str, Any]]:
 
 
 class Snapshots:
-    """The snapshots of one state: `keep` of them under a directory, named by the transaction after which they were taken."""
+    """Snapshots of a group's state in one directory: named by the place in the changelog and by the worker that wrote them.
 
-    def __init__(self, directory: Path, *, keep: int) -> None:
-        self.directory, self.keep = directory, keep
+    Every worker keeps the newest `keep` of its own, and may start from anybody's.
+    """
+
+    def __init__(self, directory: Path, *, keep: int, worker: str = "owner") -> None:
+        self.directory, self.keep, self.worker = directory, keep, worker
         self._child: int | None = None
-        self._sequence = 0
+        self._offset = 0
         directory.mkdir(parents=True, exist_ok=True)
 
-    def path(self, sequence: int) -> Path:
-        return self.directory / f"snapshot-{sequence:020d}"
+    def path(self, offset: int) -> Path:
+        return self.directory / f"snapshot-{offset:020d}-{self.worker}"
 
-    def sequences(self) -> list[int]:
-        """Of what is there, newest first."""
-        found = [_NAME.fullmatch(path.name) for path in self.directory.iterdir()]
-        return sorted((int(match[1]) for match in found if match), reverse=True)
+    def found(self) -> list[tuple[int, Path]]:
+        """Everybody's, newest first: place in the changelog and file."""
+        names = [(_NAME.fullmatch(path.name), path) for path in self.directory.iterdir() if path.suffix != ".tmp"]
+        return sorted(((int(match[1]), path) for match, path in names if match), reverse=True)
 
     def newest_good(self, kind: str) -> Snapshot | None:
         """The newest that is whole and of this kind (`values["kind"]`); the others are skipped, with a warning."""
-        for sequence in self.sequences():
+        for offset, path in self.found():
             try:
-                arrays, values = read_snapshot(self.path(sequence))
+                arrays, values = read_snapshot(path)
                 if values["kind"] != kind:
                     raise SnapshotError("it belongs to a state of other settings")
             except (SnapshotError, OSError) as cause:
-                log.warning("snapshot not used", cause=str(cause), sequence=sequence)
+                log.warning("snapshot not used", cause=str(cause), snapshot=offset)
                 continue
-            return Snapshot(sequence, arrays, values)
+            return Snapshot(offset, arrays, values)
         return None
 
     @property
     def busy(self) -> bool:
         return self._child is not None
 
-    def begin(self, sequence: int, contents: Callable[[], Contents]) -> None:
+    def begin(self, offset: int, contents: Callable[[], Contents]) -> None:
         """Fork a child that writes; the state may change as soon as this returns."""
         assert not self.busy
-        self._sequence = sequence
+        self._offset = offset
         child = os.fork()
         if child == 0:
-            _write_and_exit(self.path(sequence), contents)
+            _write_and_exit(self.path(offset), contents)
         self._child = child
 
     def finished(self, *, wait: bool = False) -> None:
@@ -164,12 +169,12 @@ class Snapshots:
         self._child = None
         self._outcome(os.waitstatus_to_exitcode(status))
 
-    def take(self, sequence: int, contents: Callable[[], Contents]) -> None:
+    def take(self, offset: int, contents: Callable[[], Contents]) -> None:
         """Write one now."""
         self.finished(wait=True)
-        self._sequence = sequence
+        self._offset = offset
         try:
-            write_snapshot(self.path(sequence), contents())
+            write_snapshot(self.path(offset), contents())
             self._outcome(0)
         except OSError as error:
             self._outcome(error.errno or 1)
@@ -177,12 +182,13 @@ class Snapshots:
     def _outcome(self, code: int) -> None:
         if code:
             cause = errno.errorcode.get(code, f"exit code {code}")
-            log.warning("snapshot failed", cause=cause, sequence=self._sequence)
+            log.warning("snapshot failed", cause=cause, snapshot=self._offset)
             return
-        log.info("snapshot written", sequence=self._sequence)
-        for old in self.sequences()[self.keep :]:
-            self.path(old).unlink(missing_ok=True)
-        for left in self.directory.glob("*.tmp"):  # of a process that was killed
+        log.info("snapshot written", snapshot=self._offset)
+        mine = [path for offset, path in self.found() if path == self.path(offset)]
+        for old in mine[self.keep :]:
+            old.unlink(missing_ok=True)
+        for left in self.directory.glob(f"snapshot-{'?' * 20}-{self.worker}.*.tmp"):  # of a process that was killed
             left.unlink(missing_ok=True)
 
 

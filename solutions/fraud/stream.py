@@ -1,13 +1,11 @@
 """The scoring service, Kafka to Kafka, exactly once.
 
-Order. One owner consumes all partitions (run one service per group: each is its own graph). A partition keeps the order in
-which it arrived; between partitions and topics the earliest event time goes first, ties by partition (see `alignment`). So
-how a stream is cut into batches changes no score, and a backlog is scored as the file would be replayed.
-
 Decisions, dead letters, consumed offsets and a marker of the order become visible in one transaction (see `transactions`).
 After a crash the newest good snapshot is loaded and the markers after it are followed (see `recovery`), so the state is the
 one that had been committed, to the bit. What can not be processed goes to the dead-letter topic with its original bytes;
 headers tell cause, topic, partition and offset. A repeated payment gets the answer that it had.
+
+One process owns all partitions, or workers share them (see `ownership`) and follow each other's markers (see `follower`).
 """
 
 from __future__ import annotations
@@ -17,21 +15,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from core.logs import EventLog
-from solutions.fraud.alignment import Alignment
+from solutions.fraud import ownership
 from solutions.fraud.answers import Answers, fingerprint
 from solutions.fraud.changelog import Marker
 from solutions.fraud.exposition import Histogram
 from solutions.fraud.feed import publish as publish
-from solutions.fraud.messages import BadRecordError, Label, Payment, Score, encode_score, parse_label, parse_payment
-from solutions.fraud.recovery import Recovered, recover
+from solutions.fraud.follower import Follower
+from solutions.fraud.inbox import Inbox, Item
+from solutions.fraud.messages import Label, Payment, Score, encode_score
+from solutions.fraud.ownership import Ownership, SharedOwner, SoleOwner, all_partitions
+from solutions.fraud.recovery import Recovered, Told, recover, take_over
 from solutions.fraud.snapshots import Arrays, Contents, Snapshots
 from solutions.fraud.transactions import Output, Transaction, Transactions
 from solutions.fraud.wire import StreamError as StreamError
 from solutions.fraud.wire import StreamSettings as StreamSettings
-from solutions.fraud.wire import connect, ensure_changelog, partitions_of
+from solutions.fraud.wire import connect, ensure_changelog, insist
 from solutions.fraud.wire import lag as lag
 
 log = EventLog(
@@ -42,16 +43,15 @@ log = EventLog(
         "partition",
         "offset",
         "group",
+        "worker",
         "payments",
         "labels",
         "dead_letters",
         "events",
+        "partitions",
         "seconds",
     ),
 )
-DAY = 86_400.0
-MOST_WAITING = 4_096  # parsed records per partition; a partition that runs that far ahead of the others is paused
-NEW_PARTITIONS_SECONDS = 30.0
 QUIET_COMMIT_SECONDS = 1.0  # offsets of records that led to nothing
 
 
@@ -59,6 +59,8 @@ class ScoresPayments(Protocol):
     """What the service needs of a scorer (`scorer.Scorer`); the last three for snapshots only."""
 
     def score(self, payments: Sequence[Payment]) -> list[Score]: ...
+
+    def observe(self, payments: Sequence[Payment], scores: Sequence[Score]) -> None: ...
 
     def apply_labels(self, labels: Sequence[Label]) -> list[str]: ...
 
@@ -72,23 +74,16 @@ class ScoresPayments(Protocol):
 
 @dataclass
 class Served:
-    """Running totals since the start. rebuilt: payments and labels that only rebuilt the state."""
+    """Running totals since the start. rebuilt: payments and labels that only rebuilt the state; followed: that other
+    workers answered."""
 
     payments: int = 0
     labels: int = 0
     dead_letters: int = 0
     repeated: int = 0
     rebuilt: int = 0
+    followed: int = 0
     decisions: dict[str, int] = field(default_factory=lambda: {"allow": 0, "step_up": 0, "block": 0})
-
-
-class Item(NamedTuple):
-    """A record, what it says, and whether an earlier run has answered it already."""
-
-    record: Any
-    event: Payment | Label
-    answered: bool
-    read: float  # monotonic seconds
 
 
 class Service:
@@ -102,25 +97,27 @@ class Service:
             KafkaConsumer,
             settings,
             group_id=settings.group,
+            group_instance_id=settings.worker,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             isolation_level="read_committed",
             max_poll_records=settings.max_records,
             fetch_max_wait_ms=settings.max_wait_ms,
-            metadata_max_age_ms=int(NEW_PARTITIONS_SECONDS * 1000),
-            session_timeout_ms=6000,
+            metadata_max_age_ms=int(ownership.NEW_PARTITIONS_SECONDS * 1000),
+            session_timeout_ms=ownership.SESSION_MS,
+            heartbeat_interval_ms=ownership.SESSION_MS // 4,
         )
-        for topic in settings.topics():
-            partitions_of(self.consumer, topic, settings)
+        everything = all_partitions(self.consumer, settings)
         ensure_changelog(settings)
-        self.transactions = Transactions(settings)  # from here on, nobody else commits
-        self.snapshots = Snapshots(settings.snapshots, keep=settings.snapshots_kept) if settings.snapshots else None
+        self.transactions = Transactions(settings)  # from here on, nobody else commits as this one
+        self.snapshots = (
+            Snapshots(settings.snapshots, keep=settings.snapshots_kept, worker=settings.identity)
+            if settings.snapshots
+            else None
+        )
         self._answers = Answers(settings.remembered)
-        self._alignment: Alignment[Any, Item] = Alignment([])
-        self._answered: dict[Any, int] = {}  # offsets below were answered by an earlier run
-        self._committed: dict[Any, int] = {}
-        self._heard: dict[Any, float] = {}  # when a partition last gave something
-        self._paused: set[Any] = set()
+        self._inbox = Inbox(self.consumer, settings)
+        self._committed = dict.fromkeys(everything, 0)  # by this process, or before it
         self._unknown: list[tuple[float, Item]] = []  # labels whose payment may still come
         self._outbox: list[Output] = []
         self._since: float | None = None  # when the oldest of what is not in a transaction yet was done
@@ -131,38 +128,66 @@ class Service:
         began = time.monotonic()
         self._state: Recovered = recover(settings, scorer, self._answers, self.snapshots)
         self.transactions.resume_after(self._state.changelog_next)
-        self._marker = Marker(self._state.sequence + 1)
-        self._snapshot_at, self._snapshot_sequence = time.monotonic(), self._state.snapshot_sequence
+        self._marker = self._next_marker()
+        self._snapshot_at, self._snapshot_offset = time.monotonic(), self._state.snapshot
+        self._changed_since_snapshot = self._state.events > 0
         self._quiet_at = time.monotonic()
         self._rebuilding = False
-        self._look_for_partitions()
         self.served.rebuilt = self._state.events
-        if self._state.sequence and not self._rebuilding:
+        self._follower: Follower | None = None
+        self._ownership: Ownership
+        if settings.worker is None:
+            self._ownership = SoleOwner(self.consumer, settings)
+        else:
+            self._follower = Follower(settings, self._state, self._follow)
+            self._ownership = SharedOwner(self.consumer, settings, self._before_giving_up)
+        self._look_for_changes()
+        if self._state.sequences and not self._rebuilding:
             self._say_rebuilt(time.monotonic() - began)
+
+    def _next_marker(self) -> Marker:
+        name = self.settings.identity
+        return Marker(name, self._state.sequences.get(name, 0) + 1)
 
     def _say_rebuilt(self, seconds: float) -> None:
         log.info("state rebuilt", events=self.served.rebuilt, group=self.settings.group, seconds=round(seconds, 3))
 
-    def _look_for_partitions(self) -> None:
-        """Take over every partition that is not owned yet: at the start all of them, later those that were added."""
-        self._looked = time.monotonic()
-        topics = (self.settings.transactions, self.settings.labels)  # at equal times payments go first
-        found = [tp for topic in topics for tp in partitions_of(self.consumer, topic, self.settings)]
-        new = [tp for tp in found if tp not in self._committed]
-        if not new:
+    def _look_for_changes(self) -> None:
+        change = self._ownership.change()
+        if change is None:
             return
-        self.consumer.assign([*self._committed, *new])
-        for tp in new:
+        committed = {tp: insist(self.settings, partial(self.consumer.committed, tp)) or 0 for tp in change.gained}
+        if self._follower is not None:
+            self._catch_up(self._follower, committed)
+        for tp, offset in committed.items():
             start = self._state.positions.get((tp.topic, tp.partition))
-            committed = self._insist(partial(self.consumer.committed, tp)) or 0
-            self._answered[tp] = self._committed[tp] = max(committed, start or 0)
-            self._heard[tp] = time.monotonic()
-            self._alignment.add(tp)
-            self._rebuilding |= committed > (start or 0)
-            if start is None:
-                self.consumer.seek_to_beginning(tp)
-            else:
-                self.consumer.seek(tp, start)
+            answered = max(offset, start or 0)
+            self._committed[tp] = answered
+            self._rebuilding |= offset > (start or 0)
+            self._inbox.own(tp, start, answered)
+        if self.settings.worker is not None:
+            log.info("partitions taken over", worker=self.settings.worker, partitions=len(committed))
+
+    def _catch_up(self, follower: Follower, committed: dict[Any, int]) -> None:
+        """The partitions were given out anew: follow what their owners before have committed, and then all other owners."""
+        assert not self._inbox.owned
+        places = [(tp.topic, tp.partition) for tp in all_partitions(self.consumer, self.settings)]
+        mine = {(tp.topic, tp.partition): offset for tp, offset in committed.items()}
+        follower.watch({place: self._state.positions.get(place, 0) for place in places})
+        follower.catch_up(mine)
+        follower.watch({place: self._state.positions.get(place, 0) for place in places if place not in mine})
+
+    def _before_giving_up(self) -> None:
+        """Commit all that was done, in the consumer's thread while `poll` waits, and begin nothing more."""
+        if not self._failed:
+            self._settle(before_poll=True)
+        self._inbox.give_up()
+        self._unknown = []  # they are not committed: whoever owns them reads them again
+
+    def _follow(self, told: Sequence[Told]) -> None:
+        take_over(self.scorer, self._answers, told)
+        self.served.followed += len(told)
+        self._changed_since_snapshot = True
 
     def step(self) -> int:
         """One poll and one batch; returns the number of records that were dealt with."""
@@ -174,8 +199,13 @@ class Service:
 
     def _step(self) -> int:
         self._collect(wait=False)
-        bad = self._poll()
-        batch = self._alignment.take(self.settings.max_records, self._caught_up)
+        bad = self._inbox.poll(self._wait_ms(), self._state.settled)
+        self._look_for_changes()
+        for record, cause, answered in bad:
+            self._dead_letter(record, cause, answered)
+        if self._follower is not None:
+            self._follower.step()
+        batch = self._inbox.take()
         for is_label, items in groupby(batch, key=lambda item: isinstance(item.event, Label)):
             if is_label:
                 self._apply(list(items))
@@ -183,17 +213,15 @@ class Service:
                 self._score(list(items))
         late = self._retry_unknown(any(isinstance(item.event, Payment) for item in batch))
         self._commit()
-        if self._rebuilding and not self._alignment and all(self._answered[tp] <= p for tp, p in self._positions()):
+        if self._rebuilding and self._inbox.answered_all():
             self._rebuilding = False
             self._say_rebuilt(0.0)
         self._snapshot()
-        if time.monotonic() - self._looked > NEW_PARTITIONS_SECONDS:
-            self._look_for_partitions()
-        return bad + len(batch) + late
+        return len(bad) + len(batch) + late
 
     def _wait_ms(self) -> int:
         """How long the next poll may wait for records."""
-        if self._alignment and not self._rebuilding:
+        if self._inbox and not self._rebuilding:
             return 0
         if self._since is None:
             return self.settings.max_wait_ms
@@ -201,63 +229,6 @@ class Service:
             return 1
         left = self._since + self.settings.commit_ms / 1000.0 - time.monotonic()
         return max(0, min(int(left * 1000.0), self.settings.max_wait_ms))
-
-    def _poll(self) -> int:
-        """Read and parse into the alignment; returns how many records could not be read."""
-        wait = self._wait_ms()
-        polled = self._insist(lambda: self.consumer.poll(timeout_ms=wait, max_records=self.settings.max_records))
-        bad = 0
-        for tp, records in polled.items():
-            self._heard[tp] = time.monotonic()
-            settled = self._state.settled.get((tp.topic, tp.partition), ())
-            for record in records:
-                if record.offset in settled:
-                    continue
-                try:
-                    event = self._parse(record)
-                except BadRecordError as cause:
-                    bad += 1
-                    self._dead_letter(record, str(cause), record.offset < self._answered[tp])
-                    continue
-                when = event.event_time if isinstance(event, Payment) else event.label_time
-                self._alignment.push(tp, when, Item(record, event, record.offset < self._answered[tp], self._heard[tp]))
-            if self._alignment.size(tp) > MOST_WAITING:
-                self.consumer.pause(tp)
-                self._paused.add(tp)
-        for tp in [tp for tp in self._paused if self._alignment.size(tp) < MOST_WAITING // 2]:
-            self.consumer.resume(tp)
-            self._paused.remove(tp)
-        return bad
-
-    def _parse(self, record: Any) -> Payment | Label:
-        latest = time.time() + self.settings.max_ahead_days * DAY
-        raw = record.value or b""
-        if record.topic == self.settings.labels:
-            label = parse_label(raw)
-            if label.label_time > latest:
-                raise BadRecordError(self._ahead("label_time"))
-            return label
-        payment = parse_payment(raw, self.settings.columns)
-        if payment.event_time > latest:
-            raise BadRecordError(self._ahead("event_time"))
-        return payment
-
-    def _ahead(self, name: str) -> str:
-        return f"`{name}` lies more than {self.settings.max_ahead_days:g} days ahead of the scorer's clock"
-
-    def _positions(self) -> list[tuple[Any, int]]:
-        return [(tp, self.consumer.position(tp) or 0) for tp in self._committed]
-
-    def _caught_up(self, tp: Any) -> bool:
-        """Whether a partition with nothing at hand has nothing on the broker either, or has been silent for long."""
-        newest = self.consumer.highwater(tp)
-        if newest is not None and (self.consumer.position(tp) or 0) >= newest:
-            return True
-        return time.monotonic() - self._heard[tp] > self.settings.patience_seconds
-
-    def _told(self) -> bool:
-        """Whether the broker has said how long each partition is."""
-        return all(self.consumer.highwater(tp) is not None for tp in self._committed)
 
     def _score(self, items: list[Item]) -> None:
         fresh, claimed = [], []
@@ -275,6 +246,7 @@ class Service:
         for (_, answer), score in zip(fresh, scores, strict=True):
             answer.score = score
         for item, answer, new in claimed:
+            self._marker.answer(answer.score if new else None)
             if item.answered:
                 self.served.rebuilt += 1
                 continue
@@ -310,7 +282,7 @@ class Service:
 
     def _retry_unknown(self, new_payments: bool) -> int:
         """Try waiting labels again after new payments; give up those that waited too long. Returns how many."""
-        if new_payments:
+        if self._unknown and (new_payments or self._follower is not None):
             waiting, self._unknown = self._unknown, []
             for since, items in groupby(waiting, key=lambda entry: entry[0]):
                 self._apply([item for _, item in items], since)
@@ -349,79 +321,74 @@ class Service:
                 return
             self._collect(wait=True)
         if full or self._since is None or now - self._since >= self.settings.commit_ms / 1000.0:
-            self._begin()
+            self._begin(self._news())
 
-    def _news(self) -> dict[Any, int]:
+    def _news(self, *, before_poll: bool = False) -> dict[Any, int]:
         """Offsets to commit: up to the oldest record of each partition that still waits."""
-        done: dict[Any, int] = dict(self._positions())
-        for tp in done:
-            head = self._alignment.first(tp)
-            if head is not None:
-                done[tp] = head.record.offset
+        done = self._inbox.heads(before_poll=before_poll)
         for _, item in self._unknown:
             tp = next(tp for tp in done if tp.topic == item.record.topic and tp.partition == item.record.partition)
             done[tp] = min(done[tp], item.record.offset)
-        places = {tp: (tp.topic, tp.partition) for tp in done}
-        return {tp: offset for tp, offset in done.items() if offset != self._state.positions.get(places[tp])}
+        return {
+            tp: offset for tp, offset in done.items() if offset != self._state.positions.get((tp.topic, tp.partition))
+        }
 
-    def _begin(self) -> None:
+    def _begin(self, news: dict[Any, int]) -> None:
         self._quiet_at = time.monotonic()
-        news = self._news()
-        marker, self._marker = self._marker, Marker(self._marker.sequence + 1)
+        marker = self._marker
+        self._state.sequences[marker.worker] = marker.sequence
+        self._marker = self._next_marker()
         outbox, self._outbox = self._outbox, []
         self._in_flight, self._reads = self._reads, []
         self._since = None
+        self._changed_since_snapshot = True
         for tp, offset in news.items():
             place = (tp.topic, tp.partition)
             marker.positions[place] = self._state.positions[place] = offset
             self._committed[tp] = max(self._committed[tp], offset)  # a state that is rebuilt takes nothing back
             self._state.forget_below(place, offset)
         offsets = {tp: self._committed[tp] for tp in news}
-        self.transactions.begin(Transaction(outbox, marker, offsets))
+        self.transactions.begin(Transaction(outbox, marker, offsets, self._ownership.member()))
 
     def _collect(self, *, wait: bool) -> None:
         """See whether the running transaction is done."""
         if self.transactions.busy:
             done = self.transactions.finished(None if wait else 0.0)
             if done is not None:
-                self._state.changelog_next = done
+                if self._follower is None:
+                    self._state.changelog_next = done
                 now = time.monotonic()
                 for read in self._in_flight:
                     self.latency.observe(now - read)
 
     @property
-    def snapshot_sequence(self) -> int:
-        return self._snapshot_sequence
+    def snapshot_offset(self) -> int:
+        """Place in the changelog of the newest snapshot that was begun; -1: none yet."""
+        return self._snapshot_offset
 
     @property
     def lags(self) -> dict[tuple[str, int], int]:
-        """Records on the broker that were not dealt with yet, by partition."""
-        newest = {tp: self.consumer.highwater(tp) for tp in tuple(self._committed)}
-        return {
-            (tp.topic, tp.partition): max(0, end - self._committed[tp]) for tp, end in newest.items() if end is not None
-        }
+        """Records on the broker that were not dealt with yet, by partition that is owned."""
+        newest = self._inbox.highwater()
+        return {(tp.topic, tp.partition): max(0, end - self._committed.get(tp, 0)) for tp, end in newest.items()}
 
     @property
     def shadow_differs(self) -> int:
         return int(getattr(self.scorer, "shadow_differs", 0))
 
     def change_scorer(self, change: Callable[[], None]) -> None:
-        """Change the scorer's model between two transactions, with a snapshot of the state before it.
-
-        So a restart does not score again with the new model what the old one has answered.
-        """
-        if self._since is not None:  # what was scored but is in no transaction yet counts as well
-            self.settle()
-        if self.snapshots is not None and self._marker.sequence - 1 > self._snapshot_sequence:
-            self.snapshots.finished(wait=True)
-            self._snapshot_now()
+        """Change the scorer's model between two transactions."""
+        self.settle()
         change()
 
     def settle(self) -> None:
         """Commit everything that was done so far."""
+        self._settle(before_poll=False)
+
+    def _settle(self, *, before_poll: bool) -> None:
         self._collect(wait=True)
-        while self._since is not None or self._news():
-            self._begin()
+        while self._since is not None or self._news(before_poll=before_poll):
+            self._begin(self._news(before_poll=before_poll))
             self._collect(wait=True)
 
     def _snapshot(self) -> None:
@@ -429,43 +396,22 @@ class Service:
         if self.snapshots is None:
             return
         self.snapshots.finished()
-        now = time.monotonic()
-        idle = self._marker.sequence - 1 <= self._snapshot_sequence
-        if self._rebuilding or self.snapshots.busy or idle or now - self._snapshot_at < self.settings.snapshot_seconds:
+        early = time.monotonic() - self._snapshot_at < self.settings.snapshot_seconds
+        if early or self._rebuilding or self.snapshots.busy or not self._changed_since_snapshot:
             return
-        self._snapshot_now()
-
-    def _snapshot_now(self) -> None:
-        assert self.snapshots is not None
         self.settle()
-        self._snapshot_at, self._snapshot_sequence = time.monotonic(), self._marker.sequence - 1
-        self.snapshots.begin(self._snapshot_sequence, self._contents)
+        self.snapshots.begin(self._snapshot_begun(), self._contents)
+
+    def _snapshot_begun(self) -> int:
+        self._snapshot_at, self._snapshot_offset = time.monotonic(), self._state.changelog_next
+        self._changed_since_snapshot = False
+        return self._snapshot_offset
 
     def _contents(self) -> Contents:
         """What a snapshot holds; the state must be the committed one."""
         arrays, values = self.scorer.contents()
         own = {"kind": self.scorer.kind, "answers": self._answers.snapshot(), **self._state.to_json()}
         return arrays, {"scorer": values, **own}
-
-    def _insist(self, call: Callable[[], Any]) -> Any:
-        """Ask again while the broker is away, for a bounded time; only for calls that may be made twice.
-
-        Raises:
-            StreamError: it stayed away, or refuses.
-        """
-        from kafka.errors import KafkaError, RetriableError
-
-        deadline = time.monotonic() + self.settings.outage_seconds
-        while True:
-            try:
-                return call()
-            except KafkaError as error:
-                if not isinstance(error, RetriableError) or time.monotonic() > deadline:
-                    raise StreamError(
-                        f"{self.settings.bootstrap_servers} stopped answering or refuses ({type(error).__name__}, waited "
-                        f"up to {self.settings.outage_seconds:g} s). What was not committed is answered after the restart."
-                    ) from error
-                time.sleep(0.1)
 
     def run(
         self,
@@ -487,7 +433,7 @@ class Service:
             while not stop():
                 now = self.step()
                 records += now
-                if now or not (self._told() or time.monotonic() - began > self.settings.connect_seconds):
+                if now or not (self._inbox.told() or time.monotonic() - began > self.settings.connect_seconds):
                     heard = time.monotonic()
                 if progress is not None:
                     progress(self.served)
@@ -496,8 +442,8 @@ class Service:
                 if until_idle is not None and time.monotonic() - heard > until_idle:
                     break
             self.settle()
-            if self.snapshots is not None and self._marker.sequence - 1 > self._snapshot_sequence:
-                self.snapshots.take(self._marker.sequence - 1, self._contents)
+            if self.snapshots is not None and self._changed_since_snapshot:
+                self.snapshots.take(self._snapshot_begun(), self._contents)
         except BaseException:
             self._failed = True
             raise
@@ -513,8 +459,12 @@ class Service:
         try:
             if not self._failed:
                 self.settle()
+                self._ownership.leave()
         finally:
+            self._failed = True  # what is done from here on is nobody's
             self.transactions.close()
             self.consumer.close()
+            if self._follower is not None:
+                self._follower.close()
             if self.snapshots is not None:
                 self.snapshots.finished(wait=True)

@@ -1,8 +1,8 @@
 """Decisions, dead letters, consumed offsets and the state marker in one Kafka transaction, or none of them.
 
 A transaction is written by a thread of its own, one at a time, while the next payments are scored. The client's commit has
-no timeout, so whoever waits for it is the watchdog. The transactional id is the group's: a new owner ends the open
-transaction of the one before and fences it.
+no timeout, so whoever waits for it is the watchdog. The transactional id is the owner's: a process that takes its place ends
+the open transaction of the one before and fences it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from core.logs import EventLog
 from solutions.fraud.changelog import Marker, read_changelog
+from solutions.fraud.ownership import SESSION_MS, OwnershipLostError
 from solutions.fraud.wire import StreamError, StreamSettings, connect
 
 log = EventLog("vigil.fraud.transactions", fields=("cause", "group", "sequence"))
@@ -36,11 +37,12 @@ class Output(NamedTuple):
 
 @dataclass(frozen=True)
 class Transaction:
-    """What becomes visible together. offsets: by partition, as the group's."""
+    """What becomes visible together. offsets: by partition; member: as whose they are committed."""
 
     outputs: Sequence[Output]
     marker: Marker
     offsets: dict[Any, int]
+    member: Any
 
 
 class Transactions:
@@ -111,7 +113,13 @@ class Transactions:
 
     def _write(self, transaction: Transaction) -> int:
         """Commit, whatever happens to the broker meanwhile; returns where the changelog goes on."""
-        from kafka.errors import InvalidProducerEpochError, KafkaError, ProducerFencedError
+        from kafka.errors import (
+            CommitFailedError,
+            FencedInstanceIdError,
+            InvalidProducerEpochError,
+            KafkaError,
+            ProducerFencedError,
+        )
 
         deadline = time.monotonic() + self.settings.outage_seconds
         outputs = list(transaction.outputs)
@@ -120,7 +128,9 @@ class Transactions:
             try:
                 self._changelog_next = self._attempt(outputs, transaction, futures)
                 return self._changelog_next
-            except (ProducerFencedError, InvalidProducerEpochError) as error:
+            except CommitFailedError as error:
+                raise OwnershipLostError("the group went on without this worker: it was silent for too long.") from error
+            except (ProducerFencedError, InvalidProducerEpochError, FencedInstanceIdError) as error:
                 raise FencedError(
                     f"another process owns group `{self.settings.group}` on {self.settings.bootstrap_servers}, or this "
                     "one was silent for too long. What it did not commit, the owner answers."
@@ -131,7 +141,7 @@ class Transactions:
                     raise self._silent(error) from error
                 log.warning("transaction tried again", cause=type(error).__name__, sequence=transaction.marker.sequence)
                 outputs = shorter
-            committed = self._open_again(deadline, transaction.marker.sequence)
+            committed = self._open_again(deadline, transaction.marker)
             if committed is not None:
                 self._changelog_next = committed
                 return committed
@@ -147,7 +157,7 @@ class Transactions:
         written = producer.send(settings.changelog, value=marker.encode(), partition=0)
         offsets = {tp: OffsetAndMetadata(o, str(marker.sequence), -1) for tp, o in transaction.offsets.items()}
         if offsets:
-            producer.send_offsets_to_transaction(offsets, settings.group)
+            producer.send_offsets_to_transaction(offsets, transaction.member)
         producer.commit_transaction()
         return int(written.get(0).offset) + 1
 
@@ -173,8 +183,9 @@ class Transactions:
         producer = connect(
             KafkaProducer,
             settings,
-            transactional_id=f"{settings.group}-owner",
-            transaction_timeout_ms=outage_ms,
+            transactional_id=f"{settings.group}-{settings.identity}",
+            # others wait for the open transaction of a worker that is dead; a sole owner's successor ends it
+            transaction_timeout_ms=outage_ms if settings.worker is None else min(outage_ms, 2 * SESSION_MS),
             acks="all",
             linger_ms=0,  # a commit flushes
             retry_backoff_ms=settings.retry_backoff_ms,
@@ -186,7 +197,7 @@ class Transactions:
         producer.init_transactions()
         return producer
 
-    def _open_again(self, deadline: float, sequence: int) -> int | None:
+    def _open_again(self, deadline: float, marker: Marker) -> int | None:
         """A new client; then where the changelog goes on if the transaction had been committed after all."""
         from kafka.errors import KafkaError
 
@@ -194,7 +205,10 @@ class Transactions:
         while True:
             try:
                 self._producer = self._open()
-                done = [m for m in read_changelog(self.settings, self._changelog_next) if m.sequence == sequence]
+                name = (marker.worker, marker.sequence)
+                done = [
+                    m for m in read_changelog(self.settings, self._changelog_next) if (m.worker, m.sequence) == name
+                ]
                 return done[0].next_offset if done else None
             except (KafkaError, StreamError) as error:
                 if self._closed or time.monotonic() > deadline:

@@ -11,6 +11,7 @@ from typing import Any
 
 from core.tables import InputError
 
+_WORKER = re.compile(r"[A-Za-z0-9._-]{1,100}")
 _ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[^\s:,/]+):(\d{1,5})")
 
 
@@ -25,6 +26,7 @@ class StreamSettings:
     """Topics, batching and waiting.
 
     bootstrap_servers: HOST:PORT, or several with commas between.
+    worker: a name among those that share the group's partitions; without one, this process owns all of them.
     max_records: payments and labels per batch, and at most about so many per transaction.
     max_wait_ms: how long the broker may wait for more before it answers a fetch.
     commit_ms: how long decisions may wait for company before their transaction begins; it also waits for the one before.
@@ -45,6 +47,7 @@ class StreamSettings:
     scores: str = "fraud_scores"
     dead_letters: str = "fraud_dead_letters"
     group: str = "vigil-fraud"
+    worker: str | None = None
     max_records: int = 256
     max_wait_ms: int = 10
     commit_ms: int = 2
@@ -63,6 +66,8 @@ class StreamSettings:
         for address in self.bootstrap_servers.split(","):
             if not _ADDRESS.fullmatch(address.strip()):
                 raise InputError(f"a Kafka broker is named HOST:PORT. Received: {address.strip() or 'nothing'!r}.")
+        if self.worker is not None and not _WORKER.fullmatch(self.worker):
+            raise InputError(f"a worker is named by letters, digits, `.`, `_` and `-`. Received: {self.worker!r}.")
         topics = self.topics()
         if len(set(topics)) < len(topics):
             raise InputError(f"the four topics must differ. Received: {', '.join(topics)}.")
@@ -79,6 +84,11 @@ class StreamSettings:
     def changelog(self) -> str:
         """The topic of the state markers; made by the service, of one partition."""
         return f"{self.group}.changelog"
+
+    @property
+    def identity(self) -> str:
+        """Who writes: a second process of the same identity takes over from the first."""
+        return self.worker or "owner"
 
     def topics(self) -> tuple[str, str, str, str]:
         return self.transactions, self.labels, self.scores, self.dead_letters
@@ -107,6 +117,27 @@ def connect(make: Callable[..., Any], settings: StreamSettings, **options: Any) 
                     f"{settings.connect_seconds:g} s). Check the address (`--bootstrap-servers`) and that it runs."
                 ) from error
             time.sleep(0.2)
+
+
+def insist(settings: StreamSettings, call: Callable[[], Any]) -> Any:
+    """Ask again while the broker is away, for a bounded time; only for calls that may be made twice.
+
+    Raises:
+        StreamError: it stayed away, or refuses.
+    """
+    from kafka.errors import KafkaError, RetriableError
+
+    deadline = time.monotonic() + settings.outage_seconds
+    while True:
+        try:
+            return call()
+        except KafkaError as error:
+            if not isinstance(error, RetriableError) or time.monotonic() > deadline:
+                raise StreamError(
+                    f"{settings.bootstrap_servers} stopped answering or refuses ({type(error).__name__}, waited "
+                    f"up to {settings.outage_seconds:g} s). What was not committed is answered after the restart."
+                ) from error
+            time.sleep(0.1)
 
 
 def partitions_of(consumer: Any, topic: str, settings: StreamSettings) -> list[Any]:

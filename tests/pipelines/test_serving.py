@@ -80,4 +80,4 @@ def test_a_model_that_was_found_is_handed_over(monkeypatch: pytest.MonkeyPatch, 
         watch.hand_over(service)
         assert scorer.model_version == "2"
         service.close()
-    assert Snapshots(tmp_path / "state", keep=1).sequences() == []  # nothing was served that needed one
+    assert Snapshots(tmp_path / "state", keep=1).found() == []  # nothing was served that needed one

@@ -1,6 +1,6 @@
 """A scorer whose answers show its state, topics of one's own, and a service to be killed.
 
-python -m tests.solutions.fraud.stub ADDRESS NAME SECONDS_PER_PAYMENT UNTIL_IDLE [SNAPSHOTS [POINT COUNT]]
+python -m tests.solutions.fraud.stub ADDRESS NAME SECONDS_PER_PAYMENT UNTIL_IDLE [SNAPSHOTS [POINT COUNT]] [worker=NAME]
 
 POINT is where the process kills itself, the COUNTth time it gets there: produced (sent, not committed), committed (not
 yet known to the service), snapshot (half a snapshot is on the disk).
@@ -43,6 +43,11 @@ class CountingScorer:
             self.known.add(p.transaction_id)
             scores.append(Score(p.transaction_id, p.event_time, 1.0 / (1 + self.seen[p.payer]), "allow", (), "count/1"))
         return scores
+
+    def observe(self, payments: Sequence[Payment], scores: Sequence[Score]) -> None:
+        pause, self.pause = self.pause, 0.0
+        self.score(payments)
+        self.pause = pause
 
     def apply_labels(self, labels: Sequence[Label]) -> list[str]:
         outcomes = ["applied" if label.transaction_id in self.known else "unknown_payment" for label in labels]
@@ -161,12 +166,15 @@ def die_at(point: str, count: int, service: Service) -> None:
 
 
 def main() -> None:
-    address, name, pause, until_idle, *more = sys.argv[1:]
+    words = [word for word in sys.argv[1:] if not word.startswith("worker=")]
+    workers = [word.removeprefix("worker=") for word in sys.argv[1:] if word.startswith("worker=")]
+    address, name, pause, until_idle, *more = words
     show_events()
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stopping.append(number))
     directory = Path(more[0]) if more else None
-    settings = settings_for(address, name, max_records=64, snapshots=directory, snapshot_seconds=0.2)
+    changes: dict[str, Any] = {"worker": workers[0]} if workers else {}
+    settings = settings_for(address, name, max_records=64, snapshots=directory, snapshot_seconds=0.2, **changes)
     service = Service(settings, CountingScorer(float(pause)))
     if len(more) > 1:
         die_at(more[1], int(more[2]), service)

@@ -18,6 +18,7 @@ from solutions.fraud import snapshots as snapshots_module
 from solutions.fraud.changelog import Marker, RecoveryError, read_changelog
 from solutions.fraud.decisions import DecisionPolicy
 from solutions.fraud.graph_state import State
+from solutions.fraud.messages import Payment, Score
 from solutions.fraud.packing import pack, unpack
 from solutions.fraud.scorer import Scorer
 from solutions.fraud.snapshots import Packed, SnapshotError, Snapshots, read_snapshot, write_snapshot
@@ -25,7 +26,7 @@ from solutions.fraud.stream import Service, StreamSettings, lag, publish
 from solutions.fraud.transactions import FencedError
 from tests.solutions.fraud.streams import random_stream, tiny_model
 from tests.solutions.fraud.stub import CountingScorer, expected_counts, read, send, settings_for
-from tests.solutions.fraud.test_stream import fresh_name, payment, scores_of, serve, start_stub, with_poison
+from tests.solutions.fraud.test_stream import NOON, fresh_name, payment, scores_of, serve, start_stub, with_poison
 
 WARY = DecisionPolicy(friction=0.0, friction_fraction=0.0)
 
@@ -87,7 +88,7 @@ def test_a_snapshot_and_the_tail_give_the_same_scores(tansu: str, tmp_path: Path
     heard: list[list[Any]] = []
     publish(frame.head(200), settings)
     Service(settings, Scorer(tiny_model(), model_version="v", policy=WARY)).run(until_idle=0.5)
-    assert len(Snapshots(tmp_path, keep=2).sequences()) == 1
+    assert len(Snapshots(tmp_path, keep=2).found()) == 1
     publish(frame.iloc[200:400], settings, also_due=frame.head(200))
     service = Service(settings, Scorer(tiny_model(), model_version="v", policy=WARY))
     while service.served.payments < 200:
@@ -97,7 +98,7 @@ def test_a_snapshot_and_the_tail_give_the_same_scores(tansu: str, tmp_path: Path
     service.close()
     publish(frame.tail(200), settings, also_due=frame.head(400))
     last = Service(settings, Scorer(tiny_model(), model_version="v", policy=WARY))
-    assert last._state.snapshot_sequence > 0
+    assert last._state.snapshot > 0
     assert last.served.rebuilt >= 200  # the tail, and not the whole
     assert last.served.rebuilt < 300
     last.run(until_idle=0.5)
@@ -125,12 +126,12 @@ def test_a_damaged_snapshot_is_passed_over_for_the_one_before(
     for i in range(3):
         send(tansu, settings.transactions, payment(f"t{i}"))
         serve(settings)
-    newest, before, *_ = Snapshots(tmp_path, keep=3).sequences()
-    damage(Snapshots(tmp_path, keep=3).path(newest), how)
+    (_, newest), (before, _), *_ = Snapshots(tmp_path, keep=3).found()
+    damage(newest, how)
     send(tansu, settings.transactions, payment("t3"))
     caplog.set_level(logging.INFO, "vigil.fraud")
     service = Service(settings, CountingScorer())
-    assert service._state.snapshot_sequence == before
+    assert service._state.snapshot == before
     assert service.served.rebuilt == 1
     service.run(max_records=1)
     assert [s["probability"] for s in scores_of(settings, 4)] == expected_counts(["c1"] * 4)
@@ -201,14 +202,18 @@ def test_an_older_version_without_markers_is_taken_over(tansu: str) -> None:
 
 
 def test_a_marker_survives_the_wire_and_keeps_the_order() -> None:
-    marker = Marker(7)
+    marker = Marker("owner", 7)
     for place in [("a", 0, 5), ("a", 0, 6), ("b", 1, 2), ("a", 0, 8)]:
         marker.applied.add(*place)
     marker.positions["a", 0] = 9
+    told = [Score("", NOON, 1.0 / 3.0, "step_up", ("amount",), "fraud/3"), None]
+    for score in told:
+        marker.answer(score)
     read_back = Marker.decode(marker.encode(), 3)
     assert list(read_back.applied) == [("a", 0, 5), ("a", 0, 6), ("b", 1, 2), ("a", 0, 8)]
     assert len(marker.applied.rows) == 3
     assert (read_back.sequence, read_back.positions, read_back.next_offset) == (7, {("a", 0): 9}, 3)
+    assert read_back.scores([Payment("t", NOON, "c", "m", 1.0)] * 2) == told
 
 
 def test_a_packed_state_is_the_state_to_the_bit() -> None:
@@ -250,8 +255,8 @@ def test_no_identifier_is_in_a_snapshot(tansu: str, tmp_path: Path) -> None:
     settings: StreamSettings = settings_for(tansu, fresh_name(), snapshots=tmp_path)
     send(tansu, settings.transactions, payment("transaction-4711", payer="card-0815"))
     Service(settings, Scorer(tiny_model(), model_version="v")).run(until_idle=0.3)
-    [sequence] = Snapshots(tmp_path, keep=1).sequences()
-    raw = Snapshots(tmp_path, keep=1).path(sequence).read_bytes()
+    [(_, path)] = Snapshots(tmp_path, keep=1).found()
+    raw = path.read_bytes()
     assert b"4711" not in raw
     assert b"0815" not in raw
     assert json.dumps("answers").encode() in raw

@@ -16,13 +16,12 @@ from solutions.fraud.decisions import DecisionPolicy
 from solutions.fraud.exposition import EDGES, Histogram, serve_metrics
 from solutions.fraud.messages import Label
 from solutions.fraud.scorer import Scorer, replay
-from solutions.fraud.snapshots import Snapshots
 from solutions.fraud.stream import Service
 from solutions.fraud.what_if import read_scores, what_if
 from tests.solutions.fraud.streams import random_stream, tiny_model
 from tests.solutions.fraud.stub import CountingScorer, send, settings_for
 from tests.solutions.fraud.test_scorer import payments_of
-from tests.solutions.fraud.test_stream import fresh_name, payment
+from tests.solutions.fraud.test_stream import fresh_name, payment, scores_of
 
 
 def other_model():  # type: ignore[no-untyped-def]
@@ -53,19 +52,23 @@ def test_a_model_of_another_state_is_refused() -> None:
         Scorer(model, model_version="1").change_model(other, "2")
 
 
-def test_a_snapshot_is_taken_before_the_model_changes(tansu: str, tmp_path: Path) -> None:
-    settings = settings_for(tansu, fresh_name(), snapshots=tmp_path)
+def test_a_restart_after_a_change_of_model_keeps_the_answers_of_the_old_one(tansu: str) -> None:
+    settings = settings_for(tansu, fresh_name())
     send(tansu, settings.transactions, payment("t1"))
-    service = Service(settings, CountingScorer())
+    scorer = Scorer(tiny_model(), model_version="1")
+    service = Service(settings, scorer)
     while not service.step():
         pass
-    done: list[int] = []
-    service.change_scorer(lambda: done.append(service.snapshot_sequence))
-    service.close()
-    assert Snapshots(tmp_path, keep=1).sequences() == done == [1]
+    service.change_scorer(lambda: scorer.change_model(other_model(), "2"))
     marker = newest_marker(settings)
     assert marker is not None
-    assert marker.sequence == 1
+    assert (marker.sequence, marker.version) == (1, "1")
+    service.close()
+    send(tansu, settings.transactions, payment("t1"), payment("t2"))
+    Service(settings, Scorer(other_model(), model_version="2")).run(max_records=2)
+    first, again, second = scores_of(settings, 3)
+    assert again == first | {"offset": 1}
+    assert (first["model_version"], second["model_version"]) == ("1", "2")
 
 
 def test_a_challenger_in_the_shadow_sees_everything_and_changes_nothing() -> None:

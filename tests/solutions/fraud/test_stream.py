@@ -224,7 +224,7 @@ def test_a_record_too_large_for_the_dead_letter_topic_is_shortened(kafka: str) -
 def test_partitions_that_are_added_later_are_served(kafka: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from kafka.admin import KafkaAdminClient
 
-    monkeypatch.setattr("solutions.fraud.stream.NEW_PARTITIONS_SECONDS", 0.3)
+    monkeypatch.setattr("solutions.fraud.ownership.NEW_PARTITIONS_SECONDS", 0.3)
     settings = settings_for(kafka, fresh_name())
     service = Service(settings, scorer := CountingScorer())
     send(kafka, settings.transactions, payment("t1"))
