@@ -47,7 +47,7 @@ def live(settings: StreamSettings, directory: Path, point: str, count: int, pipe
     service = Service(settings, scorer)
     pipe.send({"load": loaded - began, "recovery": time.monotonic() - loaded, "rebuilt": service.served.rebuilt})
     me, left = os.getpid(), [count]
-    producer = service.transactions._producer
+    producer = service.transactions._writer._producer
     commit, contents = producer.commit_transaction, scorer.contents
 
     def dying_commit() -> None:

@@ -78,11 +78,11 @@ def plain_loop(settings: StreamSettings, directory: Path, ready: Any, stop: Any)
         max_poll_records=256,
     )
     producer = KafkaProducer(bootstrap_servers=settings.bootstrap_servers, acks="all", linger_ms=2)
-    while not consumer.assignment():
-        consumer.poll(timeout_ms=100)
-    ready.set()
     while not stop.is_set():
-        for records in consumer.poll(timeout_ms=10).values():
+        polled = consumer.poll(timeout_ms=10)
+        if consumer.assignment():
+            ready.set()
+        for records in polled.values():
             payments = [parse_payment(record.value) for record in records]
             keys = np.array([encode_payment(p, model.engine) for p in payments], np.uint64)
             times, amounts = np.array([p.event_time for p in payments]), np.array([p.amount for p in payments])
@@ -108,7 +108,7 @@ def feed(settings: StreamSettings, rate: float, seconds: float, begun: Any) -> N
     while n < rate * seconds:
         due = start + n / rate
         if due > time.time():
-            time.sleep(due - time.time())
+            time.sleep(max(due - time.time(), 0.0))
         producer.send(settings.transactions, value=some_payment(rng, f"{due:.6f}-{n}", due))
         n += 1
     producer.flush()

@@ -77,12 +77,9 @@ class ModelWatch:
 
 
 def run_serving(serving: Serving) -> None:
-    """Serve until SIGTERM or SIGINT."""
+    """Serve until SIGTERM or SIGINT. A worker that the group went on without rebuilds its state and joins again."""
     from core.logs import show_events
-    from solutions.fraud.exposition import serve_metrics
-    from solutions.fraud.model import FraudModel
-    from solutions.fraud.scorer import Scorer
-    from solutions.fraud.stream import Service
+    from solutions.fraud.ownership import OwnershipLostError
 
     stopping: list[int] = []
     asked: list[int] = []
@@ -90,6 +87,21 @@ def run_serving(serving: Serving) -> None:
         signal.signal(number, lambda number, _: stopping.append(number))
     signal.signal(signal.SIGHUP, lambda number, _: asked.append(number))
     show_events()
+    while True:
+        try:
+            served = _serve_once(serving, stopping, asked)
+            break
+        except OwnershipLostError as error:
+            log.warning("joining again", cause=str(error))
+    say(f"stopped: {served.payments:,} payments, {served.labels:,} labels, {served.dead_letters:,} dead letters")
+
+
+def _serve_once(serving: Serving, stopping: list[int], asked: list[int]) -> Served:
+    from solutions.fraud.exposition import serve_metrics
+    from solutions.fraud.model import FraudModel
+    from solutions.fraud.scorer import Scorer
+    from solutions.fraud.stream import Service
+
     directory, version = find_model(serving.model, serving.tracking_uri)
     champion = FraudModel.load(directory)
     scorer = Scorer(champion, model_version=version)
@@ -112,12 +124,11 @@ def run_serving(serving: Serving) -> None:
         watch.hand_over(service)
 
     try:
-        served = service.run(lambda: bool(stopping), between)
+        return service.run(lambda: bool(stopping), between)
     finally:
         if metrics is not None:
             metrics.shutdown()
             metrics.server_close()
-    say(f"stopped: {served.payments:,} payments, {served.labels:,} labels, {served.dead_letters:,} dead letters")
 
 
 def _history(path: Path, columns: str, champion: FraudModel):  # type: ignore[no-untyped-def]

@@ -156,6 +156,10 @@ def serve(
     scores_topic: Scores_ = "fraud_scores",
     dead_letters_topic: DeadLetters_ = "fraud_dead_letters",
     group: Group = "vigil-fraud",
+    worker: Annotated[
+        str | None,
+        typer.Option(envvar="VIGIL_WORKER", help="Share the group's partitions with other workers, under this name."),
+    ] = None,
     snapshots: SnapshotsDir = None,
     snapshot_seconds: Annotated[float, typer.Option(min=0.0, envvar="VIGIL_SNAPSHOT_SECONDS")] = 30.0,
     commit_ms: Annotated[
@@ -181,6 +185,7 @@ def serve(
         scores=scores_topic,
         dead_letters=dead_letters_topic,
         group=group,
+        worker=worker,
         snapshots=snapshots or var_dir() / "fraud" / "state" / group,
         snapshot_seconds=snapshot_seconds,
         commit_ms=commit_ms,
@@ -217,13 +222,13 @@ def status(
     )
     directory = snapshots or var_dir() / "fraud" / "state" / group
     marker = newest_marker(settings)
-    kept = Snapshots(directory, keep=1) if directory.is_dir() else None
-    sequences = kept.sequences() if kept else []
+    found = Snapshots(directory, keep=1).found() if directory.is_dir() else []
     print(f"records that wait    {lag(settings):,}")
-    print(f"last transaction     {marker.sequence if marker else 'none yet'}")
-    if kept and sequences:
-        age = time.time() - kept.path(sequences[0]).stat().st_mtime
-        print(f"newest snapshot      after transaction {sequences[0]}, {age:,.0f} s old, {len(sequences)} kept")
+    print(f"last transaction     {f'{marker.sequence} of {marker.worker}' if marker else 'none yet'}")
+    if found:
+        offset, path = found[0]
+        age = time.time() - path.stat().st_mtime
+        print(f"newest snapshot      at {offset} of the changelog, {age:,.0f} s old, {len(found)} kept")
     else:
         print("newest snapshot      none")
 

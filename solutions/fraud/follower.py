@@ -23,9 +23,7 @@ WAIT_MS = 20
 class Follower:
     """Reads the changelog on from where the state stands."""
 
-    def __init__(
-        self, settings: StreamSettings, state: Recovered, take_over: Callable[[Sequence[Told]], None]
-    ) -> None:
+    def __init__(self, settings: StreamSettings, state: Recovered, take_over: Callable[[Sequence[Told]], None]) -> None:
         from kafka import KafkaConsumer, TopicPartition
 
         self.settings, self.state, self._take_over = settings, state, take_over

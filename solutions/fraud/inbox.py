@@ -17,7 +17,8 @@ from solutions.fraud.tail import Partition
 from solutions.fraud.wire import StreamSettings, insist
 
 DAY = 86_400.0
-MOST_WAITING = 4_096  # parsed records per partition; a partition that runs that far ahead of the others is paused
+LOOK_SECONDS = 0.02  # a position is asked of another thread, at some cost
+MOST_WAITING = 16_384  # parsed records per partition; one that runs that far ahead of the others is held back
 
 
 class Item(NamedTuple):
@@ -45,8 +46,9 @@ class Inbox:
         self._alignment: Alignment[Any, Item] = Alignment([])
         self._answered: dict[Any, int] = {}  # offsets below were answered before
         self._heard: dict[Any, float] = {}  # when a partition last gave something
-        self._paused: set[Any] = set()
-        self._heads: dict[Any, int] = {}  # as they were before the last poll
+        self._held: set[Any] = set()
+        self._next: dict[Any, int] = {}  # the offset after the last record that was read, or passed over
+        self._looked = 0.0
 
     @property
     def owned(self) -> Collection[Any]:
@@ -57,7 +59,7 @@ class Inbox:
 
     def own(self, tp: Any, start: int | None, answered: int) -> None:
         """Give out a partition's records from `start` on (None: from its first), and say of those below `answered` so."""
-        self._answered[tp], self._heard[tp] = answered, time.monotonic()
+        self._answered[tp], self._heard[tp], self._next[tp] = answered, time.monotonic(), start or 0
         self._alignment.add(tp)
         if start is None:
             self.consumer.seek_to_beginning(tp)
@@ -67,20 +69,19 @@ class Inbox:
     def give_up(self) -> None:
         """Own nothing any more; what was read and not given out is dropped."""
         self._alignment = Alignment([])
-        self._answered, self._heard, self._heads = {}, {}, {}
-        self._paused = set()
+        self._answered, self._heard, self._next = {}, {}, {}
+        self._held = set()
 
     def poll(self, wait_ms: int, settled: Mapping[Partition, Collection[int]]) -> list[Bad]:
         """Read on, passing over what is settled; returns the records that can not be read."""
-        if self.settings.worker is not None:
-            self._heads = self.heads()
         most = self.settings.max_records
         polled = insist(self.settings, lambda: self.consumer.poll(timeout_ms=wait_ms, max_records=most))
         bad = []
         for tp, records in polled.items():
-            if tp not in self._answered:  # its owner changed while it was read
+            if tp not in self._answered or tp in self._held:  # its owner changed while it was read, or it is read again
                 continue
             self._heard[tp] = time.monotonic()
+            self._next[tp] = records[-1].offset + 1
             done = settled.get((tp.topic, tp.partition), ())
             for record in records:
                 if record.offset in done:
@@ -94,26 +95,35 @@ class Inbox:
                 when = event.event_time if isinstance(event, Payment) else event.label_time
                 self._alignment.push(tp, when, Item(record, event, answered, self._heard[tp]))
             if self._alignment.size(tp) > MOST_WAITING:
-                self.consumer.pause(tp)
-                self._paused.add(tp)
+                self._hold(tp)
         return bad
+
+    def _hold(self, tp: Any) -> None:
+        """Read no more of a partition for a while, by looking at its end.
+
+        The client's own `pause` may never give out again what it had fetched when it was paused (3.0.12: the records are
+        parked, and taken back only when another slot is None, which it is not once it was used).
+        """
+        newest = self.consumer.highwater(tp)
+        if newest is not None:
+            self.consumer.seek(tp, newest)
+            self._held.add(tp)
 
     def take(self) -> list[Item]:
         """The next batch, as far as no partition must be waited for."""
+        self.pass_over()
         items = self._alignment.take(self.settings.max_records, self._caught_up)
-        for tp in [tp for tp in self._paused if self._alignment.size(tp) < MOST_WAITING // 2]:
-            self.consumer.resume(tp)
-            self._paused.remove(tp)
+        for tp in [tp for tp in self._held if self._alignment.size(tp) < MOST_WAITING // 2]:
+            self.consumer.seek(tp, self._next[tp])
+            self._held.remove(tp)
         return items
 
-    def heads(self, *, before_poll: bool = False) -> dict[Any, int]:
-        """By partition, the first record that was not given out; `before_poll`: as it was when the last poll began."""
-        if before_poll:
-            return dict(self._heads)
-        heads = {}
-        for tp in self._answered:
-            head = self._alignment.first(tp)
-            heads[tp] = head.record.offset if head is not None else self._position(tp)
+    def heads(self) -> dict[Any, int]:
+        """By partition, the first record that was not given out."""
+        heads = dict(self._next)
+        for tp in heads:
+            if (head := self._alignment.first(tp)) is not None:
+                heads[tp] = head.record.offset
         return heads
 
     def told(self) -> bool:
@@ -122,19 +132,27 @@ class Inbox:
 
     def answered_all(self) -> bool:
         """Whether everything was given out that had been answered before."""
-        return not self._alignment and all(answered <= self._position(tp) for tp, answered in self._answered.items())
+        return not self._alignment and all(answered <= self._next[tp] for tp, answered in self._answered.items())
 
     def highwater(self) -> dict[Any, int]:
         newest = {tp: self.consumer.highwater(tp) for tp in tuple(self._answered)}
         return {tp: end for tp, end in newest.items() if end is not None}
 
-    def _position(self, tp: Any) -> int:
-        return insist(self.settings, partial(self.consumer.position, tp)) or 0
+    def pass_over(self) -> None:
+        """Go past what the broker never gives out, like the marks that senders' transactions leave; not at every call."""
+        now = time.monotonic()
+        if self._alignment or now - self._looked < LOOK_SECONDS:
+            return
+        self._looked = now
+        for tp, newest in self.highwater().items():
+            if self._next[tp] < newest and tp not in self._held:
+                position = insist(self.settings, partial(self.consumer.position, tp)) or 0
+                self._next[tp] = max(self._next[tp], position)
 
     def _caught_up(self, tp: Any) -> bool:
         """Whether a partition with nothing at hand has nothing on the broker either, or has been silent for long."""
         newest = self.consumer.highwater(tp)
-        if newest is not None and self._position(tp) >= newest:
+        if newest is not None and self._next[tp] >= newest:
             return True
         return time.monotonic() - self._heard[tp] > self.settings.patience_seconds
 

@@ -125,6 +125,7 @@ class Service:
         self._in_flight: list[float] = []
         self.latency = Histogram()
         self._failed = False
+        self._backlog = False  # more comes than a small batch
         began = time.monotonic()
         self._state: Recovered = recover(settings, scorer, self._answers, self.snapshots)
         self.transactions.resume_after(self._state.changelog_next)
@@ -180,7 +181,7 @@ class Service:
     def _before_giving_up(self) -> None:
         """Commit all that was done, in the consumer's thread while `poll` waits, and begin nothing more."""
         if not self._failed:
-            self._settle(before_poll=True)
+            self.settle()
         self._inbox.give_up()
         self._unknown = []  # they are not committed: whoever owns them reads them again
 
@@ -198,7 +199,8 @@ class Service:
             raise
 
     def _step(self) -> int:
-        self._collect(wait=False)
+        # without a backlog, waiting costs no time of the processor and asking does; records gather meanwhile
+        self._collect(0.0 if self._backlog else self.settings.max_wait_ms / 1000.0)
         bad = self._inbox.poll(self._wait_ms(), self._state.settled)
         self._look_for_changes()
         for record, cause, answered in bad:
@@ -206,6 +208,7 @@ class Service:
         if self._follower is not None:
             self._follower.step()
         batch = self._inbox.take()
+        self._backlog = len(batch) >= self.settings.max_records // 2
         for is_label, items in groupby(batch, key=lambda item: isinstance(item.event, Label)):
             if is_label:
                 self._apply(list(items))
@@ -319,13 +322,13 @@ class Service:
         if self.transactions.busy:
             if not full:
                 return
-            self._collect(wait=True)
+            self._collect(None)
         if full or self._since is None or now - self._since >= self.settings.commit_ms / 1000.0:
             self._begin(self._news())
 
-    def _news(self, *, before_poll: bool = False) -> dict[Any, int]:
+    def _news(self) -> dict[Any, int]:
         """Offsets to commit: up to the oldest record of each partition that still waits."""
-        done = self._inbox.heads(before_poll=before_poll)
+        done = self._inbox.heads()
         for _, item in self._unknown:
             tp = next(tp for tp in done if tp.topic == item.record.topic and tp.partition == item.record.partition)
             done[tp] = min(done[tp], item.record.offset)
@@ -350,10 +353,10 @@ class Service:
         offsets = {tp: self._committed[tp] for tp in news}
         self.transactions.begin(Transaction(outbox, marker, offsets, self._ownership.member()))
 
-    def _collect(self, *, wait: bool) -> None:
-        """See whether the running transaction is done."""
+    def _collect(self, seconds: float | None) -> None:
+        """See whether the running transaction is done, or wait for it; None: for as long as it takes."""
         if self.transactions.busy:
-            done = self.transactions.finished(None if wait else 0.0)
+            done = self.transactions.finished(seconds)
             if done is not None:
                 if self._follower is None:
                     self._state.changelog_next = done
@@ -383,13 +386,10 @@ class Service:
 
     def settle(self) -> None:
         """Commit everything that was done so far."""
-        self._settle(before_poll=False)
-
-    def _settle(self, *, before_poll: bool) -> None:
-        self._collect(wait=True)
-        while self._since is not None or self._news(before_poll=before_poll):
-            self._begin(self._news(before_poll=before_poll))
-            self._collect(wait=True)
+        self._collect(None)
+        while self._since is not None or self._news():
+            self._begin(self._news())
+            self._collect(None)
 
     def _snapshot(self) -> None:
         """Every so often: commit, then let a child write down what the state is at this moment."""

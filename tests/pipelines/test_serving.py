@@ -59,7 +59,8 @@ def test_serve_and_status(tmp_path: Path) -> None:
         assert "0815" not in errors
         shown = CliRunner().invoke(app, ["fraud", "status", *options]).output
         assert re.search(r"records that wait +0\n", shown), shown
-        assert re.search(r"newest snapshot +after transaction 1", shown), shown
+        assert re.search(r"last transaction +1 of owner", shown), shown
+        assert re.search(r"newest snapshot +at \d+ of the changelog", shown), shown
 
 
 def test_a_model_that_was_found_is_handed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

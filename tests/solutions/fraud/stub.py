@@ -138,7 +138,7 @@ def die_at(point: str, count: int, service: Service) -> None:
         if not left[0]:
             os.kill(me, signal.SIGKILL)
 
-    producer = service.transactions._producer
+    producer = service.transactions._writer._producer
     commit, header = producer.commit_transaction, snapshots.Packed.whole
 
     def dying_commit() -> None:

@@ -107,6 +107,24 @@ def test_a_backlog_is_taken_in_the_order_of_time_whatever_the_batch(tansu: str, 
     assert scorer.heard == expected
 
 
+def test_a_partition_that_runs_ahead_is_held_back_and_read_on(kafka: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("solutions.fraud.inbox.MOST_WAITING", 40)
+    settings = settings_for(kafka, fresh_name(), partitions=2, max_records=16, patience_seconds=30.0)
+    ahead = [payment(f"t{i}", NOON + 1_000 + i) for i in range(600)]
+    behind = [payment(f"s{i}", NOON + i) for i in range(300)]
+    send(kafka, settings.transactions, *ahead, partition=0)
+    send(kafka, settings.transactions, *behind, partition=1)
+    service = Service(settings, scorer := CountingScorer())
+    most = 0
+    while len(scorer.heard) < 900:
+        service.step()
+        most = max(most, len(service._inbox))
+    service.close()
+    assert scorer.heard == [*[f"s{i}" for i in range(300)], *[f"t{i}" for i in range(600)]]
+    assert most < 150
+    assert lag(settings) == 0
+
+
 def test_late_payments_keep_the_order_of_their_partition(tansu: str) -> None:
     settings = settings_for(tansu, fresh_name())
     times = {"a": NOON + 50, "b": NOON + 10, "c": NOON + 40}
@@ -183,14 +201,14 @@ def test_what_the_broker_did_not_take_is_not_committed(tansu: str, monkeypatch: 
     settings = settings_for(tansu, fresh_name(), outage_seconds=5.0)
     send(tansu, settings.transactions, payment("t1"))
     service = Service(settings, CountingScorer())
-    attempt, away = service.transactions._attempt, [KafkaTimeoutError(), TopicAuthorizationFailedError()]
+    attempt, away = service.transactions._writer._attempt, [KafkaTimeoutError(), TopicAuthorizationFailedError()]
 
     def failing(*arguments: Any) -> int:
         if away:
             raise away.pop(0)
         return attempt(*arguments)
 
-    monkeypatch.setattr(service.transactions, "_attempt", failing)
+    monkeypatch.setattr(service.transactions._writer, "_attempt", failing)
     with pytest.raises(StreamError, match="stopped answering or refuses \\(TopicAuthorizationFailedError"):
         service.run(max_records=1)
     assert not away  # a time-out was tried again, a refusal was not
@@ -203,11 +221,34 @@ def test_a_commit_that_hangs_is_noticed(tansu: str, monkeypatch: pytest.MonkeyPa
     settings = settings_for(tansu, fresh_name(), outage_seconds=1.0)
     send(tansu, settings.transactions, payment("t1"))
     service = Service(settings, CountingScorer())
-    monkeypatch.setattr(service.transactions, "_attempt", lambda *_: time.sleep(60))
+    monkeypatch.setattr("solutions.fraud.transactions.Writer._attempt", lambda *_: time.sleep(60))
     start = time.monotonic()
     with pytest.raises(StreamError, match="no answer to a commit"):
         service.run(max_records=1)
     assert time.monotonic() - start < 20
+
+
+@pytest.mark.parametrize("committed", [True, False])
+def test_a_client_that_never_comes_back_is_replaced(
+    kafka: str, monkeypatch: pytest.MonkeyPatch, committed: bool
+) -> None:
+    monkeypatch.setattr("solutions.fraud.transactions.STUCK_SECONDS", 0.5)
+    settings = settings_for(kafka, fresh_name())
+    send(kafka, settings.transactions, payment("t1"), payment("t2"))
+    service = Service(settings, CountingScorer())
+    writer = service.transactions._writer
+    attempt = writer._attempt
+
+    def hanging(*arguments: Any) -> int:
+        if committed:
+            attempt(*arguments)
+        time.sleep(60)
+        raise AssertionError
+
+    monkeypatch.setattr(writer, "_attempt", hanging)
+    service.run(max_records=2)
+    assert service.transactions._writer is not writer
+    assert [s["transaction_id"] for s in scores_of(settings, 2)] == ["t1", "t2"]
 
 
 def test_a_record_too_large_for_the_dead_letter_topic_is_shortened(kafka: str) -> None:
