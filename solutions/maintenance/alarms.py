@@ -1,8 +1,9 @@
 """From probabilities to cases: hysteresis, k of n, one open case per asset; episodes, their cost, and a threshold for it.
 
 An alarm rises when k of the last n scores reach the threshold and falls when the score is below `release` of it; an asset
-whose case is open opens no second one. What is judged are cases, not points: a case within `horizon` hours before a
-failure has caught it, any other is false. N scores in order of asset and time.
+whose case is open opens no second one. A case that no failure follows ends after `longest` hours, and an alarm that still
+stands opens the next one: whoever always alarms is wrong once a week. What is judged are cases, not points: a case within
+`horizon` hours before a failure has caught it, any other is false. N scores in order of asset and time.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class AlarmSettings:
         threshold: probability that counts. k, n: so many of the last n scores must reach it.
         release: share of the threshold below which all of the last n scores must lie for the alarm to fall.
         rest: hours after a closed case before the same asset can open the next one.
+        longest: hours after which a case ends though its alarm stands.
     """
 
     threshold: float = 0.5
@@ -33,6 +35,7 @@ class AlarmSettings:
     n: int = 3
     release: float = 0.5
     rest: float = 12.0
+    longest: float = 168.0
 
     def __post_init__(self) -> None:
         if not 0.0 < self.threshold <= 1.0 or not 0.0 <= self.release <= 1.0:
@@ -40,10 +43,8 @@ class AlarmSettings:
                 "`threshold` must be in (0, 1] and `release` in [0, 1]. "
                 f"Received: threshold={self.threshold}, release={self.release}."
             )
-        if not 1 <= self.k <= self.n or self.rest < 0.0:
-            raise ValueError(
-                f"`k` must be in [1, n] and `rest` >= 0. Received: k={self.k}, n={self.n}, rest={self.rest}."
-            )
+        if not 1 <= self.k <= self.n or self.rest < 0.0 or self.longest <= 0.0:
+            raise ValueError(f"`k` must be in [1, n], `rest` >= 0 and `longest` > 0. Received: {self}.")
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,9 @@ def episodes(score_N: F64, asset_N: I64, hour_N: I64, settings: AlarmSettings) -
             if not len(rises):
                 break
             later = falls[falls > rises[0]]
-            last = int(later[0]) if len(later) else len(score) - 1
+            fallen = int(later[0]) if len(later) else len(score) - 1
+            expired = int(np.searchsorted(hour, hour[rises[0]] + settings.longest))
+            last = min(fallen, expired, len(score) - 1)
             found.append(_episode(asset_N[begin], hour, score, int(rises[0]), last))
             place, free_from = last + 1, hour[last] + settings.rest
     return found
@@ -88,6 +91,8 @@ class EventFigures:
     Attributes:
         recall: share of failures with a case open within the horizon before them. lead_hours: median warning of those.
         false_per_asset_month: cases that no failure followed within the horizon.
+        leads: warning before each failure in the order of time, NaN for one that was missed. false_assets: the asset of
+            each false case.
     """
 
     failures: int
@@ -96,6 +101,8 @@ class EventFigures:
     recall: float
     lead_hours: float
     false_per_asset_month: float
+    leads: tuple[float, ...] = ()
+    false_assets: tuple[int, ...] = ()
 
 
 def judge(
@@ -107,21 +114,23 @@ def judge(
     longer lead than it was asked for, and each case warns of one failure at most.
     """
     used: set[int] = set()
-    leads: list[float] = []
-    for asset, hour in sorted(failures, key=lambda f: f[1]):
+    leads = [math.nan] * len(failures)
+    for f, (asset, hour) in enumerate(sorted(failures, key=lambda f: f[1])):
         for i, episode in enumerate(found):
             if i not in used and episode.asset == asset and episode.opened < hour <= episode.closed + horizon:
                 used.add(i)
-                leads.append(min(float(hour - episode.opened), horizon))
+                leads[f] = min(float(hour - episode.opened), horizon)
                 break
-    false = len(found) - len(used)
+    false, caught = len(found) - len(used), [lead for lead in leads if not math.isnan(lead)]
     return EventFigures(
         failures=len(failures),
-        caught=len(leads),
+        caught=len(caught),
         false=false,
-        recall=len(leads) / len(failures) if failures else math.nan,
-        lead_hours=float(np.median(leads)) if leads else 0.0,
+        recall=len(caught) / len(failures) if failures else math.nan,
+        lead_hours=float(np.median(caught)) if caught else 0.0,
         false_per_asset_month=false / max(asset_hours / HOURS_PER_MONTH, 1e-9),
+        leads=tuple(leads),
+        false_assets=tuple(episode.asset for i, episode in enumerate(found) if i not in used),
     )
 
 
@@ -183,7 +192,7 @@ def cost_curve(
     tried: int = 40,
 ) -> CostCurve:
     """Cost over thresholds at quantiles of the scores."""
-    levels = np.unique(np.quantile(score_N, 1.0 - np.geomspace(0.5, 1e-3, tried)).clip(1e-4, 1.0))
+    levels = np.unique(np.quantile(score_N, 1.0 - np.geomspace(0.5, 1e-3, tried)).clip(1e-6, 1.0))
     all_costs, all_figures = [], []
     for level in levels:
         found = episodes(score_N, asset_N, hour_N, replace(settings, threshold=float(level)))

@@ -85,7 +85,7 @@ class FailureModel:
     def raw(self, prepared: Prepared, rows: I64) -> dict[str, F64]:
         """Mean over the members of each part, and the fusion."""
         found = {
-            part: np.mean([_predict(member, part, self.task, prepared, rows) for member in members], axis=0)
+            part: np.mean([predict(member, part, self.task, prepared, rows) for member in members], axis=0)
             for part, members in self.members.items()
         }
         return fuse(found, self.weight)
@@ -224,7 +224,7 @@ def fit_model(
                     seed=seed * 100 + f,
                 )
             members[part].append(member)
-            predicted[part].append(_predict(member, part, task, prepared, test))
+            predicted[part].append(predict(member, part, task, prepared, test))
         held.append(test)
         progress(f"fold {f + 1}/{task.folds} trained")
     rows = np.concatenate(held)
@@ -232,7 +232,7 @@ def fit_model(
     model = FailureModel(task, featurizer, arms, members, 0.5)
     chosen = panel.age_R()[rows] >= LEAST_AGE
     rows, raw = rows[chosen], {part: values[chosen] for part, values in raw.items()}
-    _calibrate(model, raw, labels.at(rows), panel.asset_R[rows], seed)
+    calibrate(model, raw, labels.at(rows), panel.asset_R[rows], seed)
     return model, OutOfFold(rows, panel.asset_R[rows], fuse(raw, model.weight))
 
 
@@ -241,7 +241,7 @@ def code_count(featurizer: Featurizer) -> int:
     return len(featurizer.all_codes())
 
 
-def _predict(member: Any, part: str, task: Task, prepared: Prepared, rows: I64) -> F64:
+def predict(member: Any, part: str, task: Task, prepared: Prepared, rows: I64) -> F64:
     if part == "network":
         logit = member.logit(prepared.inputs, rows)
         return Curves.from_hazard(task.edges, expit(logit)).life() if task.kind == "life" else np.asarray(logit)
@@ -249,7 +249,7 @@ def _predict(member: Any, part: str, task: Task, prepared: Prepared, rows: I64) 
     return np.asarray(member.life(x) if task.kind == "life" else member.logit(x))
 
 
-def _calibrate(model: FailureModel, raw: dict[str, F64], labels: Labels, asset_N: I64, seed: int) -> None:
+def calibrate(model: FailureModel, raw: dict[str, F64], labels: Labels, asset_N: I64, seed: int) -> None:
     """Weight, curve and interval from out-of-fold predictions."""
     task = model.task
     life_N, target_N = labels.life_R, np.minimum(labels.life_R, task.cap)

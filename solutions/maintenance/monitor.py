@@ -30,11 +30,12 @@ I64 = NDArray[np.int64]
 LOOK_BACK = 240  # hours of readings that a score looks at; events count whatever their age
 QUIET = 168.0  # hours without a failure on both sides that make a row normal operation
 BUDGET = 1.0  # false cases per asset-month
+WARNING = 168.0  # hours before a failure within which a case has warned of it
 
 
 @dataclass
 class Monitor:
-    """`horizon` is the one that alarms go by, in hours."""
+    """`horizon` is the one that alarms go by, in hours; no row from the hour `trained_until` on was trained on."""
 
     model: FailureModel
     health: SensorHealth
@@ -42,6 +43,7 @@ class Monitor:
     signatures: Signatures
     alarm: AlarmSettings
     horizon: float = 72.0
+    trained_until: int = 0
 
     def prepare(self, history: History, *, until: np.datetime64 | None = None) -> tuple[Prepared, list[Finding]]:
         """Grid and features, ill sensors taken out; `until` also cuts the history to its newest readings."""
@@ -91,6 +93,7 @@ class Monitor:
             "signatures": vars(self.signatures) | {"mean_GS": self.signatures.mean_GS.tolist()},
             "alarm": asdict(self.alarm),
             "horizon": self.horizon,
+            "trained_until": self.trained_until,
         }
         (directory / "monitor.json").write_text(json.dumps(stored))
 
@@ -108,6 +111,7 @@ class Monitor:
             signatures=Signatures(tuple(past["codes_G"]), np.asarray(past["mean_GS"]), tuple(past["count_G"])),
             alarm=AlarmSettings(**stored["alarm"]),
             horizon=stored["horizon"],
+            trained_until=stored["trained_until"],
         )
 
 
@@ -151,7 +155,7 @@ def fit_monitor(
     horizon = min(72.0, task.horizons[-1])
     curve = alarm_curve(model, held, prepared, horizon, last, costs or Costs())
     alarm = AlarmSettings(threshold=curve.best(budget=BUDGET))
-    return Monitor(model, health, reconstruction, signatures, alarm, horizon), held, curve
+    return Monitor(model, health, reconstruction, signatures, alarm, horizon, last), held, curve
 
 
 def past_signatures(
@@ -181,7 +185,7 @@ def alarm_curve(
     code = {name: i for i, name in enumerate(panel.assets)}
     events = history_failures(prepared.history, code, before)
     return cost_curve(
-        p, panel.asset_R[rows], panel.hour_R[rows], events, costs=costs, settings=AlarmSettings(), horizon=horizon
+        p, panel.asset_R[rows], panel.hour_R[rows], events, costs=costs, settings=AlarmSettings(), horizon=WARNING
     )
 
 

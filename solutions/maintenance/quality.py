@@ -126,7 +126,8 @@ class SensorHealth:
         return rolling_sums(spike.astype(float), start_R, self.settings.window)[0] >= self.settings.spikes
 
     def _rescaled(self, panel: Panel) -> Bool:
-        """Mean and spread of the newest window against those of training, by the same factor."""
+        """Mean and spread of the newest window against those of training, by the same factor; and for as long as the mean
+        stays away: the spread of a window that sees one load only says little."""
         options = self.settings
         x = panel.x_RS / np.where(self.spread_S > 0.0, self.spread_S, 1.0)
         mean = rolling_mean(x, panel.start_R, options.window)
@@ -137,7 +138,9 @@ class SensorHealth:
             by_level, by_spread = np.abs(mean / np.where(level == 0.0, 1.0, level)), spread
             far = (by_level > options.factor) | (by_level < 1.0 / options.factor)
             alike = np.abs(np.log(by_spread / by_level)) < options.agree
-        return np.asarray(usable & far & alike)
+        away, row = usable & far, np.arange(len(x))[:, None]
+        since = np.maximum(np.maximum.accumulate(np.where(away, -1, row)), panel.start_R[:, None] - 1)
+        return np.asarray(away & (np.maximum.accumulate(np.where(away & alike, row, -1)) > since))
 
     def check(self, panel: Panel) -> tuple[Panel, list[Finding]]:
         """The panel with the readings of ill sensors taken out, and what was found."""

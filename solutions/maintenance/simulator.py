@@ -1,8 +1,10 @@
 """A fleet of pumps of our own with known truth: causes, operating regimes, drift, text logs, services, ill sensors.
 
 Each failure has a cause with a primary and a secondary sensor that begin to move days before, a warning code and notes
-that operators write, with their jargon. Text of no importance is written all the time. The truth (asset, time, cause, onset,
-primary, secondary) is written beside the tables and is never read by the solution.
+that operators write, with their jargon. So that alarms are not won by looking: noise is correlated over hours, faults differ
+in strength, some failures give no sign at all, and upsets move the same sensors, raise the same codes and go away without
+a failure. Text of no importance is written all the time. The truth (asset, time, cause, onset, primary, secondary; onset is
+missing for a failure without a sign) is written beside the tables and is never read by the solution.
 
 A assets, H hours, S sensors.
 """
@@ -61,6 +63,7 @@ CAUSES = (
     Cause("lubrication", "oil_pressure", -6.5, "bearing_temperature", 3.0, "E55",
           ("oil press low", "lube low, topped up", "oil leaks under pump"), "replaced oil pump"),
 )  # fmt: skip
+TRUTH = {"asset": "str", "time": "M8[us]", "cause": "str", "onset": "M8[us]", "primary": "str", "secondary": "str"}
 CHATTER = (
     "rounds ok",
     "cleaned area",
@@ -77,8 +80,11 @@ class FleetSettings:
     """Size and behaviour of the fleet.
 
     Args:
-        causes: how many of CAUSES occur. failures: mean number per asset over the period.
+        causes: how many of CAUSES occur; `only`: names of those that occur instead. failures: mean number per asset over
+            the period. sudden: share of failures without any sign. strength: weakest and strongest sign, as a factor.
         onset: shortest and longest time from the first sign to the failure, in hours.
+        upsets: per asset-month, signs of up to `upset` times the usual that go away after hours to days.
+        memory: correlation of a sensor's noise from hour to hour, for half of its variance.
         notes: probability per day that a sign is written down. codes: probability per day of its warning code.
         missing: share of readings that get lost. stuck: assets of which one sensor gets stuck for days.
         drift_day: from then on the ambient temperature is higher; new_regime_day: from then on loads are higher.
@@ -87,8 +93,14 @@ class FleetSettings:
     assets: int = 60
     days: int = 120
     causes: int = 5
+    only: tuple[str, ...] = ()
     failures: float = 1.6
+    sudden: float = 0.05
+    strength: tuple[float, float] = (0.6, 1.2)
     onset: tuple[int, int] = (72, 240)
+    upsets: float = 0.3
+    upset: float = 0.6
+    memory: float = 0.9
     notes: float = 0.35
     codes: float = 0.35
     missing: float = 0.01
@@ -99,6 +111,12 @@ class FleetSettings:
     def __post_init__(self) -> None:
         if not 1 <= self.causes <= len(CAUSES):
             raise ValueError(f"`causes` must be in [1, {len(CAUSES)}]. Received: causes={self.causes}.")
+        if unknown := set(self.only) - {cause.name for cause in CAUSES}:
+            raise ValueError(
+                f"`only` must name causes ({', '.join(c.name for c in CAUSES)}). Received: {min(unknown)}."
+            )
+        if not 0.0 <= self.sudden <= 1.0 or not 0.0 <= self.memory < 1.0 or self.upsets < 0.0:
+            raise ValueError(f"`sudden` must be in [0, 1], `memory` in [0, 1), `upsets` >= 0. Received: {self}.")
         if (
             self.assets < 1
             or self.days < 20
@@ -108,6 +126,14 @@ class FleetSettings:
             raise ValueError(
                 f"`assets` must be >= 1, `days` >= 20, `missing` in [0, 1), `onset` rising from 24. Received: {self}."
             )
+
+    @property
+    def modes(self) -> tuple[Cause, ...]:
+        """The causes that occur."""
+        return tuple(c for c in CAUSES if c.name in self.only) if self.only else CAUSES[: self.causes]
+
+
+_NO_TRUTH = pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in TRUTH.items()})
 
 
 def simulate(settings: FleetSettings, seed: int) -> dict[str, pd.DataFrame]:
@@ -127,7 +153,7 @@ def simulate(settings: FleetSettings, seed: int) -> dict[str, pd.DataFrame]:
     models = np.where(np.arange(settings.assets) % 3 == 0, "KX-200", "KX-80")
     assets = pd.DataFrame({"asset": names, "model": models, "age": ages})
     sensors = pd.concat(found["sensors"], ignore_index=True)
-    truth = pd.concat(found["truth"], ignore_index=True)
+    truth = pd.concat([_NO_TRUTH, *found["truth"]], ignore_index=True)
     return {"sensors": sensors, **tables, "assets": assets, "truth": truth}
 
 
@@ -139,11 +165,10 @@ def _simulate_asset(
     rng: np.random.Generator,
     found: dict[str, list[pd.DataFrame]],
 ) -> None:
-    hours = settings.days * 24
+    hours, modes = settings.days * 24, settings.modes
     load_H = _loads(settings, rng)
     x_HS = _normal(load_H, settings, rng)
     sensors = list(SENSORS)
-    noise_S = np.array([SENSORS[s][2] for s in sensors])
     events: list[tuple[int, str, str, str]] = [
         (int(h), "maintenance", "service", "svc done") for h in _services(hours, rng)
     ]
@@ -153,28 +178,23 @@ def _simulate_asset(
         if rng.random() < 0.03:
             events.append((day * 24 + int(rng.integers(24)), "errors", f"E{int(rng.integers(60, 64))}", ""))
         if rng.random() < 0.01:  # a warning that means nothing
-            cause = CAUSES[int(rng.integers(settings.causes))]
-            events.append((day * 24 + int(rng.integers(24)), "errors", cause.code, ""))
+            events.append((day * 24 + int(rng.integers(24)), "errors", modes[int(rng.integers(len(modes)))].code, ""))
+    for start in np.flatnonzero(rng.random(hours) < settings.upsets / 730.0):
+        length = int(rng.integers(12, 97))
+        rise_H = settings.upset * rng.random() * np.sin(np.linspace(0.0, np.pi, length))
+        _sign(modes[int(rng.integers(len(modes)))], int(start), rise_H, x_HS, events, settings, rng)
     rate = settings.failures / hours * (0.7 + 0.06 * age)
     hour = int(rng.exponential(1.0 / rate)) + settings.onset[1]
     while hour < hours:
-        cause = CAUSES[int(rng.integers(settings.causes))]
+        cause = modes[int(rng.integers(len(modes)))]
         onset = hour - int(rng.integers(settings.onset[0], settings.onset[1] + 1))
-        grown_H = np.zeros(hours)
-        grown_H[onset:hour] = np.linspace(0.0, 1.0, hour - onset) ** 1.3
-        for sensor, push in ((cause.primary, cause.push), (cause.secondary, cause.second_push)):
-            s = sensors.index(sensor)
-            x_HS[:, s] += grown_H * push * noise_S[s]
-        for when in range(onset, hour, 24):
-            weight = 0.4 + 1.2 * float(grown_H[when])
-            at = min(when + int(rng.integers(24)), hour - 1)
-            if rng.random() < settings.codes * weight:
-                events.append((at, "errors", cause.code, ""))
-            if rng.random() < settings.notes * weight:
-                events.append((at, "work_orders", "", str(rng.choice(cause.notes))))
+        is_sudden, strength = rng.random() < settings.sudden, float(rng.uniform(*settings.strength))
+        if not is_sudden:
+            _sign(cause, onset, strength * np.linspace(0.0, 1.0, hour - onset) ** 1.3, x_HS, events, settings, rng)
         events.append((hour, "failures", cause.name, ""))
         events.append((hour, "maintenance", cause.name, cause.action))
-        truth = {"asset": name, "time": BEGIN + hour * HOUR, "cause": cause.name, "onset": BEGIN + onset * HOUR}
+        began = np.datetime64("NaT", "us") if is_sudden else BEGIN + onset * HOUR
+        truth = {"asset": name, "time": BEGIN + hour * HOUR, "cause": cause.name, "onset": began}
         found["truth"].append(pd.DataFrame([truth | {"primary": cause.primary, "secondary": cause.secondary}]))
         hour += settings.onset[1] + int(rng.exponential(1.0 / rate))
     if gets_stuck:
@@ -187,8 +207,30 @@ def _simulate_asset(
     frame.insert(1, "time", times)
     frame.insert(2, "load", load_H)
     found["sensors"].append(frame)
-    table = pd.DataFrame(sorted(events), columns=["hour", "kind", "code", "text"])
+    table = pd.DataFrame(sorted(events), columns=["hour", "kind", "code", "text"]).astype({"hour": "int64"})
     found["events"].append(table.assign(asset=name, time=BEGIN + table["hour"].to_numpy() * HOUR))
+
+
+def _sign(
+    cause: Cause,
+    begin: int,
+    grown_H: F64,
+    x_HS: F64,
+    events: list[tuple[int, str, str, str]],
+    settings: FleetSettings,
+    rng: np.random.Generator,
+) -> None:
+    """Move the sensors of a cause by `grown_H` from an hour on, and write the codes and notes that go with it."""
+    end = min(begin + len(grown_H), len(x_HS))
+    for sensor, push in ((cause.primary, cause.push), (cause.secondary, cause.second_push)):
+        x_HS[begin:end, list(SENSORS).index(sensor)] += grown_H[: end - begin] * push * SENSORS[sensor][2]
+    for when in range(begin, end, 24):
+        weight = 0.4 + 1.2 * float(grown_H[when - begin])
+        at = min(when + int(rng.integers(24)), end - 1)
+        if rng.random() < settings.codes * weight:
+            events.append((at, "errors", cause.code, ""))
+        if rng.random() < settings.notes * weight:
+            events.append((at, "work_orders", "", str(rng.choice(cause.notes))))
 
 
 def _loads(settings: FleetSettings, rng: np.random.Generator) -> F64:
@@ -212,9 +254,18 @@ def _normal(load_H: F64, settings: FleetSettings, rng: np.random.Generator) -> F
         ambient_H[settings.drift_day * 24 :] += 8.0
     columns = []
     for name, (rest, gain, noise) in SENSORS.items():
-        own = rest * (1.0 + rng.normal(0.0, 0.01)) + gain * load_H + rng.normal(0.0, noise, hours)
+        own = rest * (1.0 + rng.normal(0.0, 0.01)) + gain * load_H + noise * _noise(hours, settings.memory, rng)
         columns.append(own + (0.3 * ambient_H if "temperature" in name else 0.0))
     return np.stack(columns, axis=1)
+
+
+def _noise(hours: int, memory: float, rng: np.random.Generator) -> F64:
+    """Unit variance, half of it correlated from hour to hour (an autoregression of the first order)."""
+    from scipy.signal import lfilter
+
+    white, pushed = rng.normal(size=hours), rng.normal(size=hours)
+    slow = lfilter([np.sqrt(1.0 - memory**2)], [1.0, -memory], pushed)
+    return np.asarray(np.sqrt(0.5) * (white + slow))
 
 
 def _services(hours: int, rng: np.random.Generator) -> NDArray[np.int64]:
