@@ -366,9 +366,8 @@ def stuck_sensors(monitor: Monitor, part: History, score: Any, seed: int) -> dic
 
 def speed_elsewhere(model: Path) -> dict[str, float]:
     """`speed` in a process of its own, whose memory is not that of the training."""
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.maintenance_fleet", "speed", str(model)], check=True, capture_output=True
-    )
+    command = [sys.executable, "-m", "benchmarks.maintenance_fleet", "speed", str(model)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import numbers
 import os
+import platform
 import tempfile
 import time
 import urllib.error
@@ -24,6 +25,7 @@ import numpy as np
 from core.results import git_commit
 
 RUN_TAG, FINGERPRINT_TAG, COMMIT_TAG = "vigil.run", "vigil.data_sha256", "vigil.commit"
+PROCESS_TAG = "vigil.process"  # host, number and start of the process that a run lives in
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 STORES = ("sqlite:///", "http://", "https://", "postgresql", "mysql")
 UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's codes for a missing model, version, alias
@@ -113,8 +115,10 @@ class Tracker:
         if (found := self._find(run)) is not None:
             if self.client.get_run(found).info.status != "RUNNING":
                 self.client.update_run(found, status="RUNNING")
+            self.client.set_tag(found, PROCESS_TAG, _process(os.getpid()))
             return found
-        made = self.client.create_run(self._experiment_id(), tags={RUN_TAG: run}, run_name=run[:8]).info.run_id
+        tags = {RUN_TAG: run, PROCESS_TAG: _process(os.getpid())}
+        made = self.client.create_run(self._experiment_id(), tags=tags, run_name=run[:8]).info.run_id
         kept = self._find(run) or made
         if kept != made:  # two steps in two processes came at once: the older run wins in both
             self.client.delete_run(made)
@@ -126,6 +130,19 @@ class Tracker:
             return False
         self.client.set_terminated(found, status)
         return True
+
+    def close_orphans(self) -> int:
+        """End, as KILLED, the runs whose process on this host is gone; returns how many. A run that is resumed is open
+        again."""
+        running = self.client.search_runs([self._experiment_id()], "attributes.status = 'RUNNING'", max_results=1000)
+        ended = 0
+        for found in running:
+            process = found.data.tags.get(PROCESS_TAG, "")
+            host, _, rest = process.partition(" ")
+            if host == platform.node() and process != _process(int(rest.split()[0])):
+                self.client.set_terminated(found.info.run_id, "KILLED")
+                ended += 1
+        return ended
 
     def log(
         self, run_id: str, *, params: Mapping[str, Any] | None = None, metrics: Mapping[str, float] | None = None
@@ -296,6 +313,15 @@ def tracked(tracker: Tracker, run: str) -> Iterator[str]:
         tracker.close(run, "FAILED")
         raise
     tracker.close(run)
+
+
+def _process(number: int) -> str:
+    """Host, number and start of a process; the start tells it from a later one with the same number."""
+    try:
+        start = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        start = "gone" if os.path.isdir("/proc") else "unknown"
+    return f"{platform.node()} {number} {start}"
 
 
 def _check_reachable(uri: str) -> None:

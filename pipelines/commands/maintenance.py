@@ -1,4 +1,4 @@
-"""`vigil maintenance`: simulate, train, evaluate, score, cases, report."""
+"""`vigil maintenance`: simulate, train, update, evaluate, score, cases, report."""
 
 from __future__ import annotations
 
@@ -41,15 +41,56 @@ def train(
     seed: int = 0,
 ) -> None:
     """Train on a folder of tables: failure model, sensor health, normal operation, alarm threshold."""
-    from solutions.maintenance.data import load_history
     from solutions.maintenance.monitor import fit_monitor
     from solutions.maintenance.task import recurring_task
 
-    history = load_history(path, columns)
-    _tell(history)
+    history, _ = _usable(path, columns, with_cases=True)
     monitor, _, _ = fit_monitor(history, recurring_task(), seed=seed, progress=say)
     monitor.save(out)
-    say(f"model -> {out}")
+    alarm = monitor.alarm
+    say(
+        f"model -> {out}; a case opens when {alarm.k} of {alarm.n} hours have P(failure within {monitor.horizon:g} h) "
+        f">= {alarm.threshold:.3f}"
+    )
+
+
+@app.command()
+def update(
+    path: Folder,
+    model: ModelName,
+    out: Annotated[Path, typer.Option(help="Directory of the updated model; written only when the gate lets it pass.")],
+    finding: Annotated[str, typer.Option(help="A new failure mode to learn: the code of its failures.")] = "",
+    since: Annotated[str, typer.Option(help="Learn what is new since this time (ISO 8601).")] = "",
+    columns: Columns = "",
+    seed: int = 0,
+    tracking_uri: Tracking = "",
+) -> None:
+    """Teach a model a new failure mode from its first examples, or operation that it never saw; a gate judges it."""
+    from core.continual.updater import UpdatePlan
+    from core.promotion import NotPromotedError
+    from solutions.maintenance.change import Change
+    from solutions.maintenance.data import InputError
+    from solutions.maintenance.monitor import Monitor
+    from solutions.maintenance.panel import hours_of
+    from solutions.maintenance.update import carry_out
+
+    if bool(finding) == bool(since):
+        raise InputError("give either --finding CODE or --since TIME: what is new?")
+    directory, version = find_model(model, tracking_uri)
+    history, _ = _usable(path, columns, with_cases=True)
+    if finding:
+        change, plan = Change(finding=finding), UpdatePlan("head", f"failures were found to be `{finding}`")
+    else:
+        import numpy as np
+
+        hour = int(hours_of(np.array([_moment(since, "--since")]))[0])
+        change, plan = Change(since_hour=hour), UpdatePlan("full", f"asked for what is new since {since}")
+    made = carry_out(Monitor.load(directory), history, change, plan, seed=seed, progress=say)
+    say(f"average precision on what is new: {made.before:.3f} -> {made.after:.3f}; forgetting {made.forgetting:.3f}")
+    if not made.kept:
+        raise NotPromotedError(f"{version} stays: {'; '.join(made.reasons)}.")
+    made.monitor.save(out)
+    say(f"{'; '.join(made.reasons)}; model -> {out}")
 
 
 @app.command()
@@ -68,20 +109,20 @@ def evaluate(
 
 @app.command()
 def score(path: Folder, model: ModelName, columns: Columns = "", at: Moment = "", tracking_uri: Tracking = "") -> None:
-    """Score the day that ends at a moment for every asset, find ill sensors, and open cases."""
-    from solutions.maintenance.cases import CaseBook
-    from solutions.maintenance.data import load_history
+    """Score the day that ends at a moment for every asset, find ill sensors, open cases, and close those that are settled."""
+    from solutions.maintenance.cases import CLOSED, CaseBook
     from solutions.maintenance.monitor import Monitor
-    from solutions.maintenance.operate import Workspace, open_cases, score_days
+    from solutions.maintenance.operate import Workspace, open_cases, read_scores, score_days
 
     directory, version = find_model(model, tracking_uri)
-    monitor, history = Monitor.load(directory), load_history(path, columns)
-    _tell(history)
+    monitor = Monitor.load(directory)
+    history, newest_moment = _usable(path, columns)
     workspace = Workspace(var_dir() / "maintenance")
-    moment = _moment(at, history)
+    moment = _moment(at, "--at") if at else newest_moment
     scored = score_days(monitor, history, moment, workspace)
     book = CaseBook(workspace.cases)
-    new = open_cases(monitor, scored.frame, book)
+    before = {case.name for case in book.cases if case.state == CLOSED}
+    new = open_cases(monitor, read_scores(workspace), book, history.known_at(moment))
     book.save()
     say(f"{version}: {scored.assets} assets scored as known at {moment}, {len(scored.refused)} could not be")
     for asset, why in scored.refused.items():
@@ -90,6 +131,9 @@ def score(path: Folder, model: ModelName, columns: Columns = "", at: Moment = ""
         say(f"  data quality: {finding.asset} {finding.sensor} {finding.cause}: {finding.advice}")
     newest = scored.frame.groupby("asset").tail(1).sort_values(f"p_{monitor.horizon:g}", ascending=False)
     print(newest.drop(columns=["hour"]).head(10).to_string(index=False, float_format="%.3f"))
+    for case in book.cases:
+        if case.state == CLOSED and case.name not in before:
+            say(f"  closed by {case.by}: {case.name}, {case.finding}")
     say(f"{len(new)} new cases, {len(book.active())} active")
 
 
@@ -98,22 +142,28 @@ def cases(
     acknowledge: Annotated[str, typer.Option(help="Name of a case that somebody looks after.")] = "",
     close: Annotated[str, typer.Option(help="Name of a case to close; needs --finding.")] = "",
     finding: Annotated[str, typer.Option(help="Code of what was found, or `nothing`. Becomes a label.")] = "",
+    at: Annotated[str, typer.Option(help="When it was found (ISO 8601); default: the newest scored hour.")] = "",
+    every: Annotated[bool, typer.Option("--all", help="List closed cases too.")] = False,
 ) -> None:
     """List the active cases; acknowledge or close one."""
-    import time
+    import numpy as np
 
-    from solutions.maintenance.cases import CaseBook
-    from solutions.maintenance.operate import Workspace
+    from solutions.maintenance.cases import CLOSED, CaseBook
+    from solutions.maintenance.operate import Workspace, read_scores
+    from solutions.maintenance.panel import hours_of
 
-    book = CaseBook(Workspace(var_dir() / "maintenance").cases)
+    workspace = Workspace(var_dir() / "maintenance")
+    book = CaseBook(workspace.cases)
     if acknowledge:
         say(f"{book.acknowledge(acknowledge).name} acknowledged")
     if close:
-        say(f"{book.close(close, finding, int(time.time() // 3600)).name} closed: {finding}")
+        hour = int(hours_of(np.array([_moment(at, "--at")]))[0]) if at else int(read_scores(workspace)["hour"].max())
+        say(f"{book.close(close, finding, hour).name} closed: {finding}")
     if acknowledge or close:
         book.save()
-    for case in book.active():
-        print(f"{case.name}  {case.state:<12}  peak {case.peak:.2f}")
+    for case in book.cases if every else book.active():
+        found = f"  {case.finding} ({case.by})" if case.state == CLOSED else ""
+        print(f"{case.name}  {case.state:<12}  peak {case.peak:.2f}{found}")
     say(f"{len(book.active())} active of {len(book.cases)} cases")
 
 
@@ -128,21 +178,29 @@ def report(
     tracking_uri: Tracking = "",
 ) -> None:
     """Draft the work order of an asset as JSON, Markdown and HTML."""
-    from solutions.maintenance.data import load_history
     from solutions.maintenance.monitor import Monitor
     from solutions.maintenance.operate import Workspace, draft_order
 
     directory, _ = find_model(model, tracking_uri)
-    history = load_history(path, columns)
+    history, newest_moment = _usable(path, columns)
     workspace = Workspace(var_dir() / "maintenance")
-    order = draft_order(Monitor.load(directory), history, asset, _moment(at, history), workspace)
+    moment = _moment(at, "--at") if at else newest_moment
+    order = draft_order(Monitor.load(directory), history, asset, moment, workspace)
     page = order.write(out or workspace.root / "work_orders")
     print(order.markdown())
     say(f"work order -> {page}")
 
 
-def _tell(history: Any) -> None:
-    """What was read, and what was refused with its cause."""
+def _usable(path: Path, columns: str, *, with_cases: bool = False) -> tuple[Any, Any]:
+    """The history of a folder without assets whose clock has jumped, and its newest moment; says what was refused and why.
+
+    `with_cases`: findings of closed cases count as failures.
+    """
+    from solutions.maintenance.cases import CaseBook, with_findings
+    from solutions.maintenance.data import load_history
+    from solutions.maintenance.operate import Workspace, newest_moment, without_jumps
+
+    history = load_history(path, columns)
     say(
         f"{history.name}: {history.rows:,} rows, {history.readings['asset'].nunique()} assets, {len(history.events)} events"
     )
@@ -150,16 +208,23 @@ def _tell(history: Any) -> None:
         say(f"  note: {note}")
     for cause, count in history.causes().items():
         say(f"  refused: {count} x {cause}")
+    if with_cases:
+        before = len(history.failures())
+        history = with_findings(history, CaseBook(Workspace(var_dir() / "maintenance").cases))
+        if gained := len(history.failures()) - before:
+            say(f"  {gained} findings of closed cases count as failures")
+    history, refused = without_jumps(history)
+    for asset, why in refused.items():
+        say(f"  left out: {asset}: {why}")
+    return history, newest_moment(history)[0]
 
 
-def _moment(at: str, history: Any) -> Any:
+def _moment(given: str, option: str) -> Any:
     import numpy as np
 
     from solutions.maintenance.data import InputError
 
-    if not at:
-        return history.readings["time"].max().to_datetime64()
     try:
-        return np.datetime64(at, "us")
+        return np.datetime64(given, "us")
     except ValueError:
-        raise InputError(f"`--at` must be a time in ISO 8601, as 2025-03-01T06:00. Received: {at}.") from None
+        raise InputError(f"`{option}` must be a time in ISO 8601, as 2025-03-01T06:00. Received: {given}.") from None

@@ -4,11 +4,12 @@ import json
 import logging
 import os
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import dagster as dg
 import pandas as pd
 
+from pipelines.defs.shared import close_sensors, gate_result, update_gate_result
 from pipelines.resources import PaymentsResource, VarResource, payments_from_environment
 
 GROUP = "fraud"
@@ -63,12 +64,7 @@ def fraud_gate(fraud_challenger: str, var: VarResource) -> dg.AssetCheckResult:
 
     window = pd.read_parquet(var.fraud().evaluation(fraud_challenger))
     verdict = judge(window, champion_scores(var.tracker(), training_stream(var.fraud()), window))
-    metadata: dict[str, Any] = {
-        "reasons": "; ".join(verdict.reasons),
-        "difference": verdict.difference,
-        "lower_bound": verdict.low,
-    }
-    return dg.AssetCheckResult(passed=verdict.promote, metadata=metadata)
+    return gate_result(verdict)
 
 
 @dg.asset(group_name=GROUP)
@@ -116,9 +112,7 @@ def fraud_updated_challenger(
 )
 def fraud_update_gate(fraud_updated_challenger: dict[str, Any], var: VarResource) -> dg.AssetCheckResult:
     """The updated model must beat the champion on the newest labelled payments and forget at most .02 of AP."""
-    found = json.loads(var.fraud().update(fraud_updated_challenger["run"]).read_text())
-    metadata = {name: found[name] for name in ("scope", "why", "before", "after", "forgetting")}
-    return dg.AssetCheckResult(passed=found["kept"], metadata=metadata | {"reasons": "; ".join(found["reasons"])})
+    return update_gate_result(json.loads(var.fraud().update(fraud_updated_challenger["run"]).read_text()))
 
 
 @dg.asset(group_name=GROUP)
@@ -185,27 +179,6 @@ def fraud_scorer_lag() -> dg.AssetCheckResult:
     )
 
 
-def _close(context: dg.RunStatusSensorContext, status: Literal["FINISHED", "FAILED"]) -> None:
-    tracker = VarResource().tracker()
-    tracker.close(context.dagster_run.run_id, status)
-
-
-@dg.run_status_sensor(
-    run_status=dg.DagsterRunStatus.SUCCESS, name="close_tracking_run", monitored_jobs=[train_job, update_job]
-)
-def close_finished(context: dg.RunStatusSensorContext) -> None:
-    """One MLflow run per Dagster run: it ends with the Dagster run, not with the first step."""
-    _close(context, "FINISHED")
-
-
-@dg.run_status_sensor(
-    run_status=dg.DagsterRunStatus.FAILURE, name="close_failed_tracking_run", monitored_jobs=[train_job, update_job]
-)
-def close_failed(context: dg.RunStatusSensorContext) -> None:
-    """The same for a run that failed."""
-    _close(context, "FAILED")
-
-
 defs = dg.Definitions(
     assets=[
         fraud_payments,
@@ -218,6 +191,6 @@ defs = dg.Definitions(
     asset_checks=[fraud_gate, fraud_update_gate, fraud_scorer_lag],
     jobs=[train_job, update_job, ingest_job],
     schedules=[daily, weekly],
-    sensors=[drift_sensor, close_finished, close_failed],
+    sensors=[drift_sensor, *close_sensors("", [train_job, update_job])],
     resources={"payments": payments_from_environment()},
 )

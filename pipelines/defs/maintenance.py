@@ -1,12 +1,15 @@
 """Dagster definitions of the maintenance solution: asset-days are scored, cases opened, challengers trained and judged."""
 
+import json
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import dagster as dg
 
+from pipelines.defs.shared import close_sensors, gate_result, update_gate_result
 from pipelines.resources import VarResource
 from solutions.maintenance.operate import Source, Workspace
 
@@ -62,7 +65,9 @@ def maintenance_challenger(context: dg.AssetExecutionContext, var: VarResource, 
     from solutions.maintenance.cases import CaseBook
     from solutions.maintenance.operate import save_challenger, train_challenger
 
-    workspace = workspace_of(var)
+    workspace, tracker = workspace_of(var), var.tracker()
+    tracker.close_orphans()
+    run_id = tracker.run_for(context.run_id)
     monitor, window = train_challenger(
         fleet.source().load(),
         train_task(fleet),
@@ -72,28 +77,22 @@ def maintenance_challenger(context: dg.AssetExecutionContext, var: VarResource, 
         progress=PROGRESS.info,
     )
     metrics = save_challenger(monitor, window, workspace, context.run_id)
-    tracker = var.tracker()
     params = {"seed": fleet.seed, "rows": len(window), "threshold": monitor.alarm.threshold}
-    tracker.log(tracker.run_for(context.run_id), params=params, metrics=metrics)
+    tracker.log(run_id, params=params, metrics=metrics)
     context.add_output_metadata(dict(metrics))
     return str(context.run_id)
 
 
 @dg.asset_check(asset=maintenance_challenger, blocking=True, description="Paired bootstrap over machines.")
 def maintenance_gate(maintenance_challenger: str, var: VarResource, fleet: FleetResource) -> dg.AssetCheckResult:
-    """The challenger must beat the champion, or the base rate while there is no champion."""
+    """The challenger must beat the champion, or, while there is none, the base rate, and not lose to boosting alone."""
     import pandas as pd
 
     from solutions.maintenance.operate import champion_scores, judge
 
     window = pd.read_parquet(workspace_of(var).evaluation(maintenance_challenger))
     verdict = judge(window, champion_scores(var.tracker(), fleet.source().load(), window))
-    metadata: dict[str, Any] = {
-        "reasons": "; ".join(verdict.reasons),
-        "difference": verdict.difference,
-        "lower_bound": verdict.low,
-    }
-    return dg.AssetCheckResult(passed=verdict.promote, metadata=metadata)
+    return gate_result(verdict)
 
 
 @dg.asset(group_name=GROUP)
@@ -104,6 +103,57 @@ def maintenance_champion(context: dg.AssetExecutionContext, maintenance_challeng
     tracker = var.tracker()
     version = register_champion(tracker, tracker.run_for(context.run_id), workspace_of(var), maintenance_challenger)
     context.add_output_metadata({"version": version})
+
+
+@dg.asset(group_name=GROUP, output_required=False)
+def maintenance_updated_challenger(
+    context: dg.AssetExecutionContext, var: VarResource, fleet: FleetResource
+) -> Iterator[dg.Output[dict[str, Any]]]:
+    """A challenger made from the champion with what came after it; nothing when none is due. Value: run and version."""
+    from solutions.maintenance.cases import CaseBook, with_findings
+    from solutions.maintenance.operate import register_challenger
+    from solutions.maintenance.watch import update_when_due
+
+    run, tracker, workspace = context.run_id, var.tracker(), workspace_of(var)
+    tracker.close_orphans()
+    history = with_findings(fleet.source().load(), CaseBook(workspace.cases))
+    due = update_when_due(workspace, history, run, update_settings(), seed=fleet.seed, progress=PROGRESS.info)
+    if isinstance(due, str):
+        context.log.info(due)
+        return
+    run_id = tracker.run_for(run)
+    tracker.log(run_id, params={"scope": due.plan.scope, "why": due.plan.why}, metrics=due.metrics())
+    version = register_challenger(tracker, run_id, workspace, run)
+    yield dg.Output({"run": run, "version": version}, metadata={"version": version, **due.metrics()})
+
+
+@dg.asset_check(
+    asset=maintenance_updated_challenger,
+    blocking=True,
+    description="Better on what is new, no worse on what was before.",
+)
+def maintenance_update_gate(maintenance_updated_challenger: dict[str, Any], var: VarResource) -> dg.AssetCheckResult:
+    """The updated monitor must beat the champion on the new rows and forget at most .02 of average precision."""
+    return update_gate_result(json.loads(workspace_of(var).update(maintenance_updated_challenger["run"]).read_text()))
+
+
+@dg.asset(group_name=GROUP)
+def maintenance_updated_champion(
+    context: dg.AssetExecutionContext, maintenance_updated_challenger: dict[str, Any], var: VarResource
+) -> None:
+    """The updated challenger, made champion. Runs only when the gate passed."""
+    from solutions.maintenance.operate import promote_challenger
+
+    made = maintenance_updated_challenger
+    promote_challenger(var.tracker(), made["version"], workspace_of(var), made["run"])
+    context.add_output_metadata({"version": made["version"]})
+
+
+def update_settings() -> Any:
+    """How updates are trained."""
+    from solutions.maintenance.update import UpdateSettings
+
+    return UpdateSettings()
 
 
 @dg.asset(group_name=GROUP, partitions_def=ASSET_DAYS, deps=[maintenance_champion], retry_policy=RETRY)
@@ -119,8 +169,8 @@ def maintenance_scores(context: dg.AssetExecutionContext, var: VarResource, flee
 
 
 @dg.asset(group_name=GROUP, deps=[dg.AssetDep(maintenance_scores, partition_mapping=dg.AllPartitionMapping())])
-def maintenance_cases(context: dg.AssetExecutionContext, var: VarResource) -> None:
-    """Alarms of all scored hours as cases, at most one open per asset."""
+def maintenance_cases(context: dg.AssetExecutionContext, var: VarResource, fleet: FleetResource) -> None:
+    """Alarms of all scored hours as cases, at most one open per asset; failures, repairs and time close them."""
     from solutions.maintenance.cases import CaseBook
     from solutions.maintenance.monitor import Monitor
     from solutions.maintenance.operate import open_cases, read_scores
@@ -128,7 +178,7 @@ def maintenance_cases(context: dg.AssetExecutionContext, var: VarResource) -> No
     workspace = workspace_of(var)
     directory, _ = var.tracker().resolve("maintenance@champion")
     book = CaseBook(workspace.cases)
-    new = open_cases(Monitor.load(directory), read_scores(workspace), book)
+    new = open_cases(Monitor.load(directory), read_scores(workspace), book, fleet.source().load())
     book.save()
     context.add_output_metadata({"new": len(new), "active": len(book.active())})
 
@@ -147,6 +197,11 @@ def maintenance_coverage(var: VarResource, fleet: FleetResource) -> dg.AssetChec
 
 train_job = dg.define_asset_job(
     "maintenance_train", selection=[maintenance_challenger, maintenance_champion], executor_def=dg.in_process_executor
+)
+update_job = dg.define_asset_job(
+    "maintenance_update",
+    selection=[maintenance_updated_challenger, maintenance_updated_champion],
+    executor_def=dg.in_process_executor,
 )
 score_job = dg.define_asset_job("maintenance_score", selection=[maintenance_scores], partitions_def=ASSET_DAYS)
 cases_job = dg.define_asset_job("maintenance_open_cases", selection=[maintenance_cases])
@@ -171,46 +226,40 @@ def asset_days(context: dg.SensorEvaluationContext, fleet: FleetResource) -> dg.
     return dg.SensorResult(run_requests=requests, dynamic_partitions_requests=[ASSETS.build_add_request(names)])
 
 
-@dg.sensor(name="maintenance_drift", job=train_job, minimum_interval_seconds=3600)
+@dg.sensor(name="maintenance_drift", job=update_job, minimum_interval_seconds=3600)
 def drift_sensor(
     context: dg.SensorEvaluationContext, var: VarResource, fleet: FleetResource
 ) -> dg.SkipReason | dg.RunRequest:
-    """Compare the newest week with what the champion was judged on; ask for training when its errors have risen."""
-    from solutions.maintenance.operate import plan_update
+    """Ask for an update when the champion's errors rose or when a finding that it never saw has examples enough.
 
-    if not workspace_of(var).champion.exists():
+    A refused update is asked for again when there is twice as much to learn from: see `Outlook.attempt`.
+    """
+    from solutions.maintenance.cases import CaseBook, with_findings
+    from solutions.maintenance.operate import champion_run
+    from solutions.maintenance.watch import plan_update
+
+    workspace = workspace_of(var)
+    run = champion_run(workspace)
+    if run is None:
         return dg.SkipReason("there is no champion")
-    plan = plan_update(workspace_of(var), fleet.source().load())
-    if plan is None or plan.scope == "none":
-        return dg.SkipReason(plan.why if plan else "no reading after the champion's training")
-    return dg.RunRequest(run_key=plan.why, tags={"vigil.update": plan.scope})
-
-
-def _close(context: dg.RunStatusSensorContext, status: Literal["FINISHED", "FAILED"]) -> None:
-    VarResource().tracker().close(context.dagster_run.run_id, status)
-
-
-@dg.run_status_sensor(
-    run_status=dg.DagsterRunStatus.SUCCESS, name="close_maintenance_tracking_run", monitored_jobs=[train_job]
-)
-def close_finished(context: dg.RunStatusSensorContext) -> None:
-    """One MLflow run per Dagster run: it ends with the Dagster run, not with the first step."""
-    _close(context, "FINISHED")
-
-
-@dg.run_status_sensor(
-    run_status=dg.DagsterRunStatus.FAILURE, name="close_failed_maintenance_tracking_run", monitored_jobs=[train_job]
-)
-def close_failed(context: dg.RunStatusSensorContext) -> None:
-    """The same for a run that failed."""
-    _close(context, "FAILED")
+    outlook = plan_update(workspace, with_findings(fleet.source().load(), CaseBook(workspace.cases)))
+    if outlook is None or outlook.plan.scope == "none":
+        return dg.SkipReason(outlook.plan.why if outlook else "no reading after the champion's held-out days")
+    return dg.RunRequest(run_key=f"{run}-{outlook.attempt}", tags={"vigil.update": outlook.plan.scope})
 
 
 defs = dg.Definitions(
-    assets=[maintenance_challenger, maintenance_champion, maintenance_scores, maintenance_cases],
-    asset_checks=[maintenance_gate, maintenance_coverage],
-    jobs=[train_job, score_job, cases_job],
+    assets=[
+        maintenance_challenger,
+        maintenance_champion,
+        maintenance_updated_challenger,
+        maintenance_updated_champion,
+        maintenance_scores,
+        maintenance_cases,
+    ],
+    asset_checks=[maintenance_gate, maintenance_update_gate, maintenance_coverage],
+    jobs=[train_job, update_job, score_job, cases_job],
     schedules=[weekly, hourly_cases],
-    sensors=[asset_days, drift_sensor, close_finished, close_failed],
+    sensors=[asset_days, drift_sensor, *close_sensors("maintenance_", [train_job, update_job])],
     resources={"fleet": fleet_from_environment()},
 )

@@ -105,7 +105,7 @@ def run_demo(var_dir: Path, *, seed: int = 0) -> None:
         scored = score_days(monitor, history, now, workspace, hours=120)
         book = CaseBook(workspace.cases)
         book.cases.clear()
-        open_cases(monitor, scored.frame, book)
+        open_cases(monitor, scored.frame, book, history.known_at(now))
         book.save()
         horizon = f"p_{monitor.horizon:g}"
         picture = fleet_picture(scored.frame, book, monitor.alarm.threshold, horizon, out / "fleet.png")

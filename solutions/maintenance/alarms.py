@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 HOURS_PER_MONTH = 730.0
+WARNING = 168.0  # hours before a failure within which a case has warned of it; a case that no failure follows ends then
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,7 @@ class AlarmSettings:
     n: int = 3
     release: float = 0.5
     rest: float = 12.0
-    longest: float = 168.0
+    longest: float = WARNING
 
     def __post_init__(self) -> None:
         if not 0.0 < self.threshold <= 1.0 or not 0.0 <= self.release <= 1.0:
@@ -106,7 +107,7 @@ class EventFigures:
 
 
 def judge(
-    found: list[Episode], failures: list[tuple[int, int]], asset_hours: float, *, horizon: float = 168.0
+    found: list[Episode], failures: list[tuple[int, int]], asset_hours: float, *, horizon: float = WARNING
 ) -> EventFigures:
     """Match cases and failures (asset, hour); a failure is warned of by the first case open in the horizon before it.
 
@@ -155,7 +156,7 @@ class Costs:
         ):
             raise ValueError(f"costs must be >= 0 and `unplanned` above `planned`. Received: {self}.")
 
-    def of(self, found: list[Episode], failures: list[tuple[int, int]], *, horizon: float = 168.0) -> float:
+    def of(self, found: list[Episode], failures: list[tuple[int, int]], *, horizon: float = WARNING) -> float:
         """Cost of a period with these alarms."""
         notice = int(self.least_notice)
         late = [replace(e, opened=e.opened + notice, closed=max(e.closed, e.opened + notice)) for e in found]
@@ -188,7 +189,7 @@ def cost_curve(
     *,
     costs: Costs,
     settings: AlarmSettings,
-    horizon: float = 168.0,
+    horizon: float = WARNING,
     tried: int = 40,
 ) -> CostCurve:
     """Cost over thresholds at quantiles of the scores."""

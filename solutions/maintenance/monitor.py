@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from solutions.maintenance.alarms import AlarmSettings, CostCurve, Costs, cost_curve
+from solutions.maintenance.alarms import WARNING, AlarmSettings, CostCurve, Costs, cost_curve
 from solutions.maintenance.causes import Reconstruction, Signatures, fit_reconstruction, windowed
 from solutions.maintenance.data import HOUR, History
 from solutions.maintenance.features import Featurizer
@@ -30,7 +30,6 @@ I64 = NDArray[np.int64]
 LOOK_BACK = 240  # hours of readings that a score looks at; events count whatever their age
 QUIET = 168.0  # hours without a failure on both sides that make a row normal operation
 BUDGET = 1.0  # false cases per asset-month
-WARNING = 168.0  # hours before a failure within which a case has warned of it
 
 
 @dataclass

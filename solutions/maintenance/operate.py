@@ -2,6 +2,7 @@
 
 scores/ASSET/DATE.parquet    scored hours of an asset-day     quality/ASSET/DATE.parquet   its ill sensors
 models/RUN/                  a trained challenger             evaluations/RUN.parquet      scores of its held-out days
+updates/RUN.json             what an updated challenger answers to, and what the gate said
 cases.json                   all cases                        champion.json                which run serves
 """
 
@@ -15,27 +16,26 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 
-from core.continual.drift import DriftReport, detect
-from core.continual.updater import UpdatePlan, Updater
 from core.promotion import Verdict, decide
 from core.refusals import did_you_mean
 from core.results import sha256_file
 from core.tracking import Tracker
 from solutions.maintenance.alarms import episodes
-from solutions.maintenance.cases import Case, CaseBook, with_findings
+from solutions.maintenance.cases import Case, CaseBook, outcomes_of, with_findings
 from solutions.maintenance.data import HOUR, History, InputError, load_history
 from solutions.maintenance.explain import explain
 from solutions.maintenance.intervals import CoverageMonitor
 from solutions.maintenance.labels import make_labels
 from solutions.maintenance.model import Prepared, Progress
 from solutions.maintenance.monitor import LOOK_BACK, Monitor, fit_monitor
-from solutions.maintenance.panel import hours_of
+from solutions.maintenance.panel import LONGEST_GAP, hours_of
 from solutions.maintenance.quality import Finding
 from solutions.maintenance.task import Task
 from solutions.maintenance.work_orders import WorkOrder, draft
 
 MODEL_NAME = "maintenance"
 BASELINE = "lightgbm"
+TOLERANCE = 0.05  # of the base rate's Brier score that a first champion may lose to the baseline
 DAY = 24 * HOUR
 
 
@@ -56,6 +56,9 @@ class Workspace:
 
     def evaluation(self, run: str) -> Path:
         return self.root / "evaluations" / f"{run}.parquet"
+
+    def update(self, run: str) -> Path:
+        return self.root / "updates" / f"{run}.json"
 
     @property
     def cases(self) -> Path:
@@ -125,13 +128,17 @@ def read_scores(workspace: Workspace) -> pd.DataFrame:
     return frame.sort_values(["asset", "hour"]).reset_index(drop=True)
 
 
-def open_cases(monitor: Monitor, scores: pd.DataFrame, book: CaseBook) -> list[Case]:
-    """Alarms over all scores; returns the cases that are new. Running it again opens nothing twice."""
+def open_cases(monitor: Monitor, scores: pd.DataFrame, book: CaseBook, history: History) -> list[Case]:
+    """Alarms over all scores; returns the cases that are new. Failures, repairs and time close them.
+
+    Running it again opens nothing twice: a case is known by its asset and the hour it opened.
+    """
     assets = sorted(scores["asset"].unique())
     frame = scores.sort_values(["asset", "hour"])
     asset_N = pd.Index(assets).get_indexer(frame["asset"]).astype(np.int64)
-    p = frame[f"p_{monitor.horizon:g}"].to_numpy(float)
-    return book.take(episodes(p, asset_N, frame["hour"].to_numpy(np.int64), monitor.alarm), assets)
+    p, hour_N = frame[f"p_{monitor.horizon:g}"].to_numpy(float), frame["hour"].to_numpy(np.int64)
+    found = episodes(p, asset_N, hour_N, monitor.alarm)
+    return book.take(found, assets, outcomes_of(history), now=int(hour_N.max()))
 
 
 def train_challenger(
@@ -148,8 +155,9 @@ def train_challenger(
     The window has one row per asset and hour whose label is known: asset, time, failed (within the alarm horizon), and a
     probability for "fused" and for the baseline, gradient boosting on the same features.
     """
-    if book is not None:
-        history = with_findings(history, book)
+    history, refused = without_jumps(history if book is None else with_findings(history, book))
+    for asset, why in refused.items():
+        progress(f"{asset} is left out: {why}")
     cut = history.readings["time"].max().to_datetime64() - int(holdout_days * 24) * HOUR
     if cut <= history.readings["time"].min().to_datetime64():
         raise InputError(f"{history.name}: shorter than the {holdout_days:g} days that are held out.")
@@ -184,23 +192,35 @@ def window_metrics(window: pd.DataFrame) -> dict[str, float]:
 
 
 def judge(window: pd.DataFrame, champion_N: np.ndarray | None, *, least_units: int = 10) -> Verdict:
-    """The gate: Brier score against the champion, or against the base rate while there is none; units are machines.
+    """The gate: Brier score against the champion; units are machines.
 
-    Gradient boosting is a part of the fused model, so it is no rival of the first champion: a weight of 0 is allowed.
-
-    The Brier score is defined for every resample of machines, also for one in which few of them fail.
+    The first challenger has two rivals: the base rate of the window itself, which it must beat, and gradient boosting on
+    the same features, to which it may lose no more than TOLERANCE of the base rate's score. It need not beat boosting,
+    which is a part of it. The Brier score is defined for every resample of machines, also for one in which few of them fail.
     """
-    rival_N = np.full(len(window), float(window["failed"].mean())) if champion_N is None else champion_N
-    rival = "the base rate (no champion yet)" if champion_N is None else "the champion"
-    verdict = decide(
-        rival_N,
-        window["fused"].to_numpy(float),
-        window["failed"].to_numpy(),
-        window["asset"].to_numpy(),
-        metric="brier",
-        least_units=least_units,
-    )
-    return replace(verdict, reasons=(f"against {rival}", *verdict.reasons))
+
+    def against(rival_N: np.ndarray) -> Verdict:
+        return decide(
+            rival_N,
+            window["fused"].to_numpy(float),
+            window["failed"].to_numpy(),
+            window["asset"].to_numpy(),
+            metric="brier",
+            least_units=least_units,
+        )
+
+    if champion_N is not None:
+        verdict = against(champion_N)
+        return replace(verdict, reasons=("against the champion", *verdict.reasons))
+    rate = float(window["failed"].mean())
+    verdict = against(np.full(len(window), rate))
+    reasons = ("against the base rate (no champion yet)", *verdict.reasons)
+    most = TOLERANCE * rate * (1.0 - rate)
+    low = against(window[BASELINE].to_numpy(float)).low if BASELINE in window else 0.0
+    loses = low < -most
+    if loses:
+        reasons = (*reasons, f"boosting alone may be better by {-low:.4f}, at most {most:.4f} is allowed")
+    return replace(verdict, promote=verdict.promote and not loses, reasons=reasons)
 
 
 def champion_scores(tracker: Tracker, history: History, window: pd.DataFrame) -> np.ndarray | None:
@@ -224,14 +244,23 @@ def save_challenger(monitor: Monitor, window: pd.DataFrame, workspace: Workspace
     return window_metrics(window)
 
 
-def register_champion(tracker: Tracker, run_id: str, workspace: Workspace, run: str) -> int:
-    """Register the run's monitor and make it the champion."""
+def register_challenger(tracker: Tracker, run_id: str, workspace: Workspace, run: str) -> int:
+    """Register the run's monitor with its signature and data fingerprint; it serves only when it is promoted."""
     signature = {
         "inputs": ["sensors", "errors", "maintenance", "failures", "work_orders", "assets"],
         "outputs": ["p_24", "p_72", "p_168", "rul", "rul_low", "rul_high", "anomaly"],
     }
     fingerprint = sha256_file(workspace.evaluation(run))
-    version = tracker.register(run_id, workspace.model(run), MODEL_NAME, signature=signature, fingerprint=fingerprint)
+    return tracker.register(run_id, workspace.model(run), MODEL_NAME, signature=signature, fingerprint=fingerprint)
+
+
+def register_champion(tracker: Tracker, run_id: str, workspace: Workspace, run: str) -> int:
+    """Register the run's monitor and make it the champion."""
+    return promote_challenger(tracker, register_challenger(tracker, run_id, workspace, run), workspace, run)
+
+
+def promote_challenger(tracker: Tracker, version: int, workspace: Workspace, run: str) -> int:
+    """Make a registered version the champion."""
     tracker.promote(MODEL_NAME, version)
     temporary = workspace.champion.with_suffix(".tmp")
     temporary.write_text(json.dumps({"version": version, "run": run}))
@@ -239,33 +268,42 @@ def register_champion(tracker: Tracker, run_id: str, workspace: Workspace, run: 
     return version
 
 
-def plan_update(workspace: Workspace, history: History, *, newest_days: float = 7.0) -> UpdatePlan | None:
-    """Have the inputs moved, have the errors risen since the champion's held-out days? None without a champion."""
-    if not workspace.champion.exists():
-        return None
-    run = json.loads(workspace.champion.read_text())["run"]
-    reference = pd.read_parquet(workspace.evaluation(run))
-    after = reference["time"].max().to_datetime64()
-    newest = history.readings["time"].max().to_datetime64()
-    if newest <= after + HOUR:
-        return None
-    report = drift(Monitor.load(workspace.model(run)), history, after, newest - int(newest_days * 24) * HOUR)
-    return Updater().plan(report)
+def champion_run(workspace: Workspace) -> str | None:
+    """The run whose monitor serves; None without a champion."""
+    return str(json.loads(workspace.champion.read_text())["run"]) if workspace.champion.exists() else None
 
 
-def drift(
-    monitor: Monitor, history: History, reference_end: np.datetime64, current_begin: np.datetime64
-) -> DriftReport:
-    """Readings before and after two moments, and the Brier error of the rows whose outcome is known."""
-    prepared, _ = monitor.prepare(history)
-    panel = prepared.panel
-    time_R = panel.time_R()
-    reference, current = panel.x_RS[time_R <= reference_end], panel.x_RS[time_R > current_begin]
-    positive, known = make_labels(history, panel).within(monitor.horizon)
-    rows = np.flatnonzero(known & (time_R > reference_end - 30 * DAY))
-    rows = rows[np.argsort(time_R[rows], kind="stable")]
-    p = monitor.model.curves(prepared, rows).fails_within(monitor.horizon)
-    return detect(reference, current, list(panel.sensors), (p - positive[rows]) ** 2)
+def newest_moment(history: History) -> tuple[np.datetime64, dict[str, str]]:
+    """The newest reading of the fleet, and the assets whose clock runs ahead of it, with why.
+
+    One clock in the future must not make all other assets look silent. A clock is ahead when its asset has readings later
+    than all that the rest of the fleet has by more than the look-back, after a gap as long, or nothing but such readings.
+    """
+    long_silence = LOOK_BACK * pd.Timedelta(hours=1)
+    by_asset = history.readings.groupby("asset")["time"]
+    first, newest = by_asset.min(), by_asset.max()
+    gap = by_asset.diff().groupby(history.readings["asset"]).max()
+    steady = newest[~(gap > long_silence) & (first <= newest.median())]
+    if steady.empty:
+        return newest.max().to_datetime64(), {}
+    ahead = newest[~newest.index.isin(steady.index) & (newest > steady.max() + long_silence)]
+    moment = newest.drop(ahead.index).max()
+    why = f"its clock runs ahead of the fleet, whose newest reading is of {moment:%Y-%m-%d %H:%M}; correct its times"
+    return moment.to_datetime64(), dict.fromkeys(ahead.index.astype(str), why)
+
+
+def without_jumps(history: History) -> tuple[History, dict[str, str]]:
+    """The history without the assets whose clock has jumped, and why; the others can be trained on and scored."""
+    _, refused = newest_moment(history)
+    gaps = history.readings.groupby("asset")["time"].diff().groupby(history.readings["asset"]).max()
+    for asset in gaps.index[gaps > LONGEST_GAP * pd.Timedelta(hours=1)]:
+        refused.setdefault(
+            str(asset), f"more than {LONGEST_GAP} hours between two readings: has its clock jumped? Correct the times"
+        )
+    kept = sorted(set(history.readings["asset"]) - set(refused))
+    if not kept:
+        raise InputError(f"{history.name}: the clock of every asset has jumped. Check the times.")
+    return (history.of(kept) if refused else history), refused
 
 
 @dataclass(frozen=True)

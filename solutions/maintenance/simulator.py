@@ -237,11 +237,15 @@ def _loads(settings: FleetSettings, rng: np.random.Generator) -> F64:
     """Three regimes that hold for hours to days; a new one later on, when asked for."""
     hours = settings.days * 24
     load_H, levels = np.empty(hours), [0.3, 0.6, 0.9]
+    # chance of its own, so that a fleet with a new regime is the fleet without it in all else
+    chance = np.random.default_rng(rng.bit_generator.seed_seq.spawn(1)[0])  # type: ignore[attr-defined]
     hour = 0
     while hour < hours:
         later = settings.new_regime_day is not None and hour >= settings.new_regime_day * 24
         until = min(hour + int(rng.integers(8, 72)), hours)
-        load_H[hour:until] = 1.3 if later and rng.random() < 0.7 else rng.choice(levels)
+        load_H[hour:until] = rng.choice(levels)
+        if later and chance.random() < 0.7:
+            load_H[hour:until] = 1.3
         hour = until
     return load_H
 

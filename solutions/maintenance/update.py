@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from core.continual.updater import UpdatePlan, Updater, UpdateReport, UpdaterSettings
 from core.promotion import decide
 from core.results import weighted_average_precision
-from solutions.maintenance.alarms import AlarmSettings, Costs, cost_curve
+from solutions.maintenance.alarms import WARNING, AlarmSettings, Costs, cost_curve
 from solutions.maintenance.boosting import Boosting
 from solutions.maintenance.causes import fit_reconstruction, windowed
 from solutions.maintenance.change import Change, deal_out, with_new_conditions
@@ -35,7 +35,7 @@ from solutions.maintenance.data import History, InputError
 from solutions.maintenance.hazard import Curves, negative_log_likelihood, person_periods
 from solutions.maintenance.labels import Labels, make_labels
 from solutions.maintenance.model import LEAST_AGE, FailureModel, Prepared, Progress, calibrate, fuse, predict
-from solutions.maintenance.monitor import BUDGET, WARNING, Monitor, history_failures, normal_rows, past_signatures
+from solutions.maintenance.monitor import BUDGET, Monitor, history_failures, normal_rows, past_signatures
 from solutions.maintenance.network import HazardNetwork, Inputs
 from solutions.maintenance.panel import Panel
 

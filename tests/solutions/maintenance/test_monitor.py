@@ -13,7 +13,7 @@ import torch
 
 from core.tables import InputError
 from core.tracking import Tracker
-from solutions.maintenance import operate
+from solutions.maintenance import operate, watch
 from solutions.maintenance.cases import CaseBook
 from solutions.maintenance.causes import Principal, Signatures, fit_reconstruction, rank, windowed
 from solutions.maintenance.data import HOUR, History
@@ -237,9 +237,9 @@ def test_scores_open_cases_once(monitor: Monitor, history: History, cut: np.date
     operate.score_days(monitor, history, cut, workspace, hours=72)
     easy = replace(monitor, alarm=replace(monitor.alarm, threshold=1e-4))
     scores = operate.read_scores(workspace)
-    new = operate.open_cases(easy, scores, book)
+    new = operate.open_cases(easy, scores, book, history.known_at(cut))
     assert len(new) == scores["asset"].nunique()
-    assert operate.open_cases(easy, scores, book) == []
+    assert operate.open_cases(easy, scores, book, history.known_at(cut)) == []
 
 
 def test_silent_assets_are_named_and_the_others_go_on(
@@ -277,7 +277,7 @@ def test_train_judge_register_and_watch(monitor: Monitor, history: History, cut:
     version = operate.register_champion(tracker, tracker.run_for("run-1"), workspace, "run-1")
     assert version == 1
     np.testing.assert_allclose(operate.champion_scores(tracker, history, window), window["fused"], rtol=1e-5)
-    assert operate.plan_update(Workspace(tmp_path / "empty"), history) is None
+    assert watch.plan_update(Workspace(tmp_path / "empty"), history) is None
 
 
 def test_average_windows_hide_nothing_of_other_assets(history: History) -> None:
