@@ -54,15 +54,17 @@ class Change:
         return new_R
 
 
-def with_new_conditions(conditions: Conditions, panel: Panel, past_R: Bool, new_R: Bool) -> Conditions:
-    """The same conditions, and those of new rows whose settings lie far from all of them; sensors that were dead stay so."""
+def with_new_conditions(conditions: Conditions, panel: Panel, trained_R: Bool, new_R: Bool) -> Conditions:
+    """The same conditions, and those of new rows whose settings lie far from all that training saw; dead sensors stay so."""
     if not len(conditions.shift_C) or panel.condition_RC.shape[1] != len(conditions.shift_C):
         return conditions
     known_R = np.isfinite(panel.condition_RC).all(axis=1)
     z_RC = (panel.condition_RC - conditions.shift_C) / conditions.scale_C
     away_R = np.sqrt(((z_RC[:, None, :] - conditions.centre_KC[None]) ** 2).sum(-1)).min(axis=1)
     reach = (
-        max(float(np.quantile(away_R[past_R & known_R], 0.999)), LEAST_REACH) if (past_R & known_R).any() else np.inf
+        max(float(np.quantile(away_R[trained_R & known_R], 0.999)), LEAST_REACH)
+        if (trained_R & known_R).any()
+        else np.inf
     )
     far_R = new_R & known_R & (np.nan_to_num(away_R) > FAR * reach)
     if far_R.sum() < LEAST_ROWS:

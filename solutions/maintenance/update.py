@@ -182,7 +182,9 @@ def gather(
     for rows, what in ((new_R, "after"), (past_R, "before")):
         if not rows.any():
             raise InputError(f"{history.name}: no usable row {what} the change.")
-    conditions = with_new_conditions(featurizer.conditions, panel, past_R, new_R)
+    trained_R = past_R & (panel.hour_R < champion.trained_until)
+    known_R = trained_R if trained_R.any() else past_R
+    conditions = with_new_conditions(featurizer.conditions, panel, known_R, new_R)
     prepared = seen
     if conditions is not featurizer.conditions:
         changed = replace(featurizer, conditions=conditions)
@@ -380,14 +382,22 @@ def _renew(
 
 
 def _forgetting(champion: Monitor, model: FailureModel, material: Material, raw: dict[str, F64]) -> float:
-    """Average precision lost on old rows; NaN when none of them is before a failure."""
+    """Average precision lost on old rows, member by member; NaN when none of them is before a failure."""
     positive, known = material.labels.at(material.scored).within(champion.horizon)
     chosen = np.flatnonzero(known & material.old_R[material.scored])
     if not positive[chosen].any():
         return math.nan
-    mixed = fuse({part: values[chosen] for part, values in raw.items()}, model.weight)
-    now = model.curves_of(mixed, model.best).fails_within(champion.horizon)
-    then = champion.model.curves(material.seen, material.scored[chosen]).fails_within(champion.horizon)
+    rows, group_N = material.scored[chosen], material.group_R()[material.scored[chosen]]
+    before = {part: np.zeros((len(rows), values.shape[1])) for part, values in raw.items()}
+    for part, members in champion.model.members.items():
+        for f, member in enumerate(members):
+            mine = group_N == f
+            before[part][mine] = predict(member, part, model.task, material.seen, rows[mine])
+
+    def risk(judged: FailureModel, found: dict[str, F64]) -> F64:
+        return judged.curves_of(fuse(found, judged.weight), judged.best).fails_within(champion.horizon)
+
+    now, then = risk(model, {part: values[chosen] for part, values in raw.items()}), risk(champion.model, before)
     return weighted_average_precision(positive[chosen], then) - weighted_average_precision(positive[chosen], now)
 
 
