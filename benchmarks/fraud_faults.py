@@ -3,7 +3,9 @@
     python -m benchmarks.fraud_faults [MODEL_DIR] [KILLS]
 
 A third of the kills falls between produce and commit, a third into a snapshot, a third anywhere. The real model scores; the
-uninterrupted run that its scores are compared with follows the same order of records, read from the changelog.
+uninterrupted run that its scores are compared with follows the same order of records, read from the changelog. Then one
+restart with a million nodes in the state and half a minute of payments after the newest snapshot. Kills in the middle of a
+rebalance: `fraud_sharing`.
 """
 
 from __future__ import annotations
@@ -16,17 +18,17 @@ import signal
 import sys
 import tempfile
 import time
-import uuid
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.common import RESULTS, Clock, model_to_time
+from benchmarks.common import RESULTS, Clock, fill, model_to_time, own_topics
 from core.results import Results, measured
-from solutions.fraud.broker import create_topics
 from solutions.fraud.changelog import read_changelog
+from solutions.fraud.graph_state import StateSettings
 from solutions.fraud.messages import Label, Payment, encode_label, encode_payment, parse_label, parse_payment
 from solutions.fraud.model import FraudModel
 from solutions.fraud.stream import Service, StreamSettings
@@ -34,6 +36,8 @@ from tests.kafka import some_kafka
 
 PARTITIONS = 3
 PER_LIFE = 150  # payments between kills, about
+NODES = 1_000_000
+TAIL_RATE, TAIL = 1_500, 45_000  # payments a second, and in the half minute between snapshots
 POINTS = ("produced", "snapshot", "anywhere")
 
 
@@ -134,29 +138,58 @@ def uninterrupted(settings: StreamSettings, directory: Path) -> dict[str, float]
     return scores
 
 
+def recovery_of_a_large_state(address: str, directory: Path, data: Path) -> dict[str, float]:
+    """Seconds from the start of a service until it serves again: load the snapshot, follow the markers after it."""
+    from kafka import KafkaProducer
+
+    from solutions.fraud.scorer import Scorer
+
+    model = FraudModel.load(directory)
+    state = StateSettings(nodes=1 << 21, mailbox=128, pending=1 << 21)
+    model = replace(model, engine=replace(model.engine, state=state))
+    settings = own_topics(address, snapshots=data / "large", snapshot_seconds=3_600.0)
+    scorer = Scorer(model, model_version="bench")
+    fill(scorer.engine, NODES)
+    service = Service(settings, scorer)
+    rng, now = np.random.default_rng(5), time.time()
+    producer = KafkaProducer(bootstrap_servers=address, linger_ms=20, acks="all")
+
+    def send(first: int, last: int) -> None:
+        for n in range(first, last):
+            payment = Payment(
+                f"r{n}", now + n / TAIL_RATE - 3_600.0, f"c{rng.integers(10**6)}", f"m{rng.integers(10**6)}", 25.0
+            )
+            producer.send(settings.transactions, value=encode_payment(payment))
+        producer.flush()
+
+    send(0, 1_000)
+    service.run(max_records=1_000)  # ends with a snapshot
+    service = Service(settings, scorer)
+    send(1_000, 1_000 + TAIL)
+    while service.served.payments < TAIL:
+        service.step()
+    service.settle()
+    service._failed = True  # as if killed: no snapshot at the end
+    service.close()
+    del scorer, service
+    began = time.monotonic()
+    service = Service(settings, Scorer(model, model_version="bench"))
+    seconds = time.monotonic() - began
+    rebuilt = service.served.rebuilt
+    service.close()
+    return {"recovery_1m_nodes_seconds": seconds, "recovery_1m_nodes_tail": rebuilt}
+
+
 def main(directory: Path, kills: int) -> None:
     progress = Clock()
     random_of = random.Random(0)
     context = multiprocessing.get_context("forkserver")  # 200 lives would import for half an hour
-    context.set_forkserver_preload(
-        [
-            "solutions.fraud.scorer",
-            "solutions.fraud.stream",
-            "solutions.fraud.network",
-            "lightgbm",
-            "kafka",
-            "benchmarks.fraud_faults",
-        ]
-    )
+    modules = ["solutions.fraud.scorer", "solutions.fraud.stream", "solutions.fraud.network", "lightgbm", "kafka"]
+    context.set_forkserver_preload(modules)
     with measured() as cost, tempfile.TemporaryDirectory() as data, some_kafka(Path(data)) as address:
-        name = f"faults-{uuid.uuid4().hex[:8]}"
-        topics = {t: f"{name}.{t}" for t in ("transactions", "labels", "scores", "dead_letters")}
-        settings = StreamSettings(
-            **{"bootstrap_servers": address, "group": name, **topics},
-            **{"snapshots": Path(data) / "snapshots", "snapshot_seconds": 0.3, "max_records": 32},
+        settings = own_topics(
+            address, partitions=PARTITIONS, snapshots=Path(data) / "snapshots", snapshot_seconds=0.3, max_records=32
         )
-        create_topics(address, settings.topics()[:2], partitions=PARTITIONS)
-        create_topics(address, settings.topics()[2:])
         count = kills * PER_LIFE
         poison = send_all(settings, count)
         recoveries, done = [], Counter[str]()
@@ -197,6 +230,8 @@ def main(directory: Path, kills: int) -> None:
             "recovery_seconds_median": float(np.median(recoveries)),
             "recovery_seconds_max": max(recoveries),
         }
+        progress("restart with a million nodes")
+        metrics |= recovery_of_a_large_state(address, directory, Path(data))
     for key, value in metrics.items():
         print(f"{key:28s} {value:12,.3f}")
     row = {"model": "fused", "source": "measured", "metrics": {k: {"mean": float(v)} for k, v in metrics.items()}}

@@ -18,7 +18,6 @@ import sys
 import tempfile
 import threading
 import time
-import uuid
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -27,10 +26,9 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import average_precision_score
 
-from benchmarks.common import RESULTS, Clock, handbook, model_to_time
+from benchmarks.common import RESULTS, Clock, handbook, model_to_time, own_topics
 from benchmarks.fraud_faults import read_all
 from core.results import Results, measured
-from solutions.fraud.broker import create_topics
 from solutions.fraud.engine import Events, Labels, encode_labels, encode_payments
 from solutions.fraud.messages import Payment, encode_payment
 from solutions.fraud.model import FraudModel
@@ -106,13 +104,7 @@ class Workers:
 
 
 def joins_and_leaves(address: str, directory: Path, data: Path, progress: Clock) -> dict[str, float]:
-    name = f"sharing-{uuid.uuid4().hex[:8]}"
-    topics = {t: f"{name}.{t}" for t in ("transactions", "labels", "scores", "dead_letters")}
-    settings = StreamSettings(
-        bootstrap_servers=address, group=name, snapshots=data / "state", snapshot_seconds=5.0, **topics
-    )
-    create_topics(address, settings.topics()[:2], partitions=PARTITIONS)
-    create_topics(address, settings.topics()[2:])
+    settings = own_topics(address, partitions=PARTITIONS, snapshots=data / "state", snapshot_seconds=5.0)
     chance, workers, sent, stop = random.Random(0), Workers(settings, directory), Counter[str](), threading.Event()
     for first in ("a", "b"):
         workers.join(first)

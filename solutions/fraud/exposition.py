@@ -6,9 +6,14 @@ Format: https://prometheus.io/docs/instrumenting/exposition_formats/ (version 0.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
+
+import numpy as np
+
+from core.continual.drift import population_stability
 
 if TYPE_CHECKING:
     from solutions.fraud.stream import Service
@@ -38,6 +43,34 @@ class Histogram:
         yield f"{name}_count {self.count}"
 
 
+class ScoreDrift:
+    """How far the newest scores have moved from the first ones since the start or the last change of model.
+
+    The population stability index over deciles of the first ones; by custom, above .25 is a large shift. It needs no labels,
+    and proves no loss: errors are watched where labels have matured (see `watch`).
+    """
+
+    def __init__(self, rows: int = 5_000) -> None:
+        self.rows = rows
+        self.start_anew()
+
+    def start_anew(self) -> None:
+        self._first: list[float] = []
+        self._newest: deque[float] = deque(maxlen=self.rows)
+
+    def observe(self, probability: float) -> None:
+        if len(self._first) < self.rows:
+            self._first.append(probability)
+        else:
+            self._newest.append(probability)
+
+    def index(self) -> float:
+        """NaN until there are enough scores of both kinds."""
+        if len(self._newest) < self.rows:
+            return float("nan")
+        return population_stability(np.array(self._first), np.array(tuple(self._newest)))
+
+
 def exposition(service: Service) -> str:
     """All figures of a service as text."""
     served = service.served
@@ -48,8 +81,9 @@ def exposition(service: Service) -> str:
 
     decisions = [f'vigil_fraud_decisions_total{{decision="{k}"}} {v}' for k, v in served.decisions.items()]
     family("vigil_fraud_decisions_total", "counter", "Payments answered, by decision.", decisions)
+    sources = [f'vigil_fraud_labels_total{{source="{k}"}} {v}' for k, v in served.labels_by_source.items()]
+    family("vigil_fraud_labels_total", "counter", "Labels applied, by who said so.", sources)
     for name, text, value in (
-        ("labels", "Labels applied.", served.labels),
         ("dead_letters", "Records sent to the dead-letter topic.", served.dead_letters),
         ("repeated", "Payments that had been answered before.", served.repeated),
         ("followed", "Payments and labels that other workers answered.", served.followed),
@@ -64,6 +98,12 @@ def exposition(service: Service) -> str:
         "gauge",
         "Place in the changelog at which the newest snapshot was begun; -1: none yet.",
         [f"vigil_fraud_snapshot_offset {service.snapshot_offset}"],
+    )
+    family(
+        "vigil_fraud_score_drift",
+        "gauge",
+        "Population stability index of the newest scores against the first ones; NaN while there are too few.",
+        [f"vigil_fraud_score_drift {service.drift.index():.6f}".replace("nan", "NaN")],
     )
     name = "vigil_fraud_commit_seconds"
     family(

@@ -21,7 +21,7 @@ from core.logs import EventLog
 from solutions.fraud import ownership
 from solutions.fraud.answers import Answers, fingerprint
 from solutions.fraud.changelog import Marker
-from solutions.fraud.exposition import Histogram
+from solutions.fraud.exposition import Histogram, ScoreDrift
 from solutions.fraud.feed import publish as publish
 from solutions.fraud.follower import Follower
 from solutions.fraud.inbox import Inbox, Item
@@ -52,6 +52,7 @@ log = EventLog(
         "seconds",
     ),
 )
+LABEL_SOURCES = ("chargeback", "analyst", "other")  # what is counted apart; any source is taken
 QUIET_COMMIT_SECONDS = 1.0  # offsets of records that led to nothing
 
 
@@ -84,6 +85,7 @@ class Served:
     rebuilt: int = 0
     followed: int = 0
     decisions: dict[str, int] = field(default_factory=lambda: {"allow": 0, "step_up": 0, "block": 0})
+    labels_by_source: dict[str, int] = field(default_factory=lambda: dict.fromkeys(LABEL_SOURCES, 0))
 
 
 class Service:
@@ -123,7 +125,7 @@ class Service:
         self._since: float | None = None  # when the oldest of what is not in a transaction yet was done
         self._reads: list[float] = []  # when the payments of the outbox were read
         self._in_flight: list[float] = []
-        self.latency = Histogram()
+        self.latency, self.drift = Histogram(), ScoreDrift()
         self._failed = False
         self._backlog = False  # more comes than a small batch
         began = time.monotonic()
@@ -258,6 +260,7 @@ class Service:
             self.served.payments += 1
             self.served.repeated += not new
             self.served.decisions[score.decision] += 1
+            self.drift.observe(score.probability)
             value = encode_score(score, item.record.partition, item.record.offset)
             self._outbox.append(Output(self.settings.scores, value, item.record.key, []))
             self._reads.append(item.read)
@@ -281,7 +284,10 @@ class Service:
             if item.answered:
                 self.served.rebuilt += 1
             else:
+                assert isinstance(item.event, Label)
                 self.served.labels += 1
+                source = item.event.source if item.event.source in LABEL_SOURCES else "other"
+                self.served.labels_by_source[source] += 1
 
     def _retry_unknown(self, new_payments: bool) -> int:
         """Try waiting labels again after new payments; give up those that waited too long. Returns how many."""
@@ -383,6 +389,7 @@ class Service:
         """Change the scorer's model between two transactions."""
         self.settle()
         change()
+        self.drift.start_anew()
 
     def settle(self) -> None:
         """Commit everything that was done so far."""

@@ -13,15 +13,16 @@ import pytest
 from solutions.fraud.changelog import newest_marker
 from solutions.fraud.data import InputError
 from solutions.fraud.decisions import DecisionPolicy
-from solutions.fraud.exposition import EDGES, Histogram, serve_metrics
-from solutions.fraud.messages import Label
+from solutions.fraud.exposition import EDGES, Histogram, ScoreDrift, serve_metrics
+from solutions.fraud.graph_state import LABEL_FRAUD
+from solutions.fraud.messages import Label, encode_label
 from solutions.fraud.scorer import Scorer, replay
 from solutions.fraud.stream import Service
 from solutions.fraud.what_if import read_scores, what_if
 from tests.solutions.fraud.streams import random_stream, tiny_model
 from tests.solutions.fraud.stub import CountingScorer, send, settings_for
 from tests.solutions.fraud.test_scorer import payments_of
-from tests.solutions.fraud.test_stream import fresh_name, payment, scores_of
+from tests.solutions.fraud.test_stream import NOON, fresh_name, payment, scores_of
 
 
 def other_model():  # type: ignore[no-untyped-def]
@@ -107,9 +108,39 @@ def test_figures_are_served_and_hold_no_identifier(tansu: str) -> None:
         server.server_close()
     assert 'vigil_fraud_decisions_total{decision="allow"} 2' in text
     assert "vigil_fraud_dead_letters_total 1" in text
+    assert 'vigil_fraud_labels_total{source="chargeback"} 0' in text
+    assert "vigil_fraud_score_drift NaN" in text
     assert f'vigil_fraud_lag{{topic="{settings.transactions}",partition="0"}} 0' in text
     assert "vigil_fraud_commit_seconds_count 2" in text
     assert "4711" not in text
+
+
+def test_the_drift_of_scores_shows_when_they_move_and_starts_anew_with_a_model() -> None:
+    drift, rng = ScoreDrift(rows=500), np.random.default_rng(0)
+    assert np.isnan(drift.index())
+    for p in rng.beta(1, 20, 1000):
+        drift.observe(p)
+    assert drift.index() < 0.1
+    for p in rng.beta(2, 8, 500):
+        drift.observe(p)
+    assert drift.index() > 0.25
+    drift.start_anew()
+    assert np.isnan(drift.index())
+
+
+def test_labels_are_counted_by_who_said_so_and_fraud_stands(tansu: str) -> None:
+    settings = settings_for(tansu, fresh_name())
+    service = Service(settings, Scorer(tiny_model(), model_version="1"))
+    send(tansu, settings.transactions, payment("t1"))
+    told = [("analyst", False), ("chargeback", True), ("chargeback", True), ("analyst", False), ("acquirer 7", True)]
+    send(
+        tansu,
+        settings.labels,
+        *[encode_label(Label("t1", fraud, NOON + i, who)) for i, (who, fraud) in enumerate(told)],
+    )
+    service.run(max_records=6)
+    assert service.served.labels_by_source == {"chargeback": 2, "analyst": 2, "other": 1}
+    assert service.scorer.engine.state.mail_label_NM.max() == LABEL_FRAUD
 
 
 def test_a_histogram_is_cumulative() -> None:
