@@ -1,13 +1,14 @@
 """One scorer process: the model looked up, the service run, the model changed while it runs, an orderly end.
 
-SIGTERM and SIGINT end it after a commit and a snapshot. SIGHUP looks the model's name up again, in a thread of its own, and
-changes to it between two transactions: that is how a promotion, and the way back, reach the stream.
+SIGTERM and SIGINT end it after a commit and a snapshot. On SIGHUP, or every so often, the model's name is looked up again in
+a thread of its own, and changed to between two transactions: that is how a promotion, and the way back, reach the stream.
 """
 
 from __future__ import annotations
 
 import signal
 import threading
+import time
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -31,6 +32,7 @@ class Serving:
     settings: StreamSettings
     model: str
     tracking_uri: str
+    look_for_model: float
     history: Path | None
     columns: str
     shadow: str
@@ -117,9 +119,13 @@ def _serve_once(serving: Serving, stopping: list[int], asked: list[int]) -> Serv
         say(f"figures for Prometheus on http://{serving.metrics_host}:{metrics.server_port}/metrics")
     say(f"serving {version} on {serving.settings.bootstrap_servers}; stop with Ctrl-C")
 
+    looked = time.monotonic()
+
     def between(_: Served) -> None:
-        if asked:
+        nonlocal looked
+        if asked or (serving.look_for_model and time.monotonic() - looked > serving.look_for_model):
             asked.clear()
+            looked = time.monotonic()
             watch.ask()
         watch.hand_over(service)
 

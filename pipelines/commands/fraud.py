@@ -1,4 +1,4 @@
-"""`vigil fraud`: simulate, check, train, evaluate, replay, serve."""
+"""`vigil fraud`: simulate, check, train, evaluate, replay, serve, learn, status, topics, what-if."""
 
 from __future__ import annotations
 
@@ -166,6 +166,9 @@ def serve(
         int, typer.Option(min=0, envvar="VIGIL_COMMIT_MS", help="Decisions wait so long for company.")
     ] = 2,
     batch: Annotated[int, typer.Option(min=1, envvar="VIGIL_BATCH", help="Payments per transaction, at most.")] = 256,
+    look_for_model: Annotated[
+        float, typer.Option(min=0.0, help="Look the model up again every so many seconds; 0: on SIGHUP only.")
+    ] = 0.0,
     shadow: Annotated[str, typer.Option(help="A challenger that scores along and decides nothing.")] = "",
     metrics_port: Annotated[
         int | None,
@@ -176,6 +179,7 @@ def serve(
     """Score the stream until SIGTERM or SIGINT; on SIGHUP look the model up again and change to it while running."""
     from pipelines.commands.shared import var_dir
     from pipelines.serving import Serving, run_serving
+    from solutions.fraud.data import ColumnMapping
     from solutions.fraud.stream import StreamSettings
 
     settings = StreamSettings(
@@ -190,8 +194,50 @@ def serve(
         snapshot_seconds=snapshot_seconds,
         commit_ms=commit_ms,
         max_records=batch,
+        columns=ColumnMapping.parse(columns).of_messages(),
     )
-    run_serving(Serving(settings, model, tracking_uri, history, columns, shadow, metrics_port, metrics_host))
+    run_serving(
+        Serving(settings, model, tracking_uri, look_for_model, history, columns, shadow, metrics_port, metrics_host)
+    )
+
+
+@app.command()
+def learn(
+    bootstrap_servers: Servers,
+    tracking_uri: Tracking = "",
+    columns: Columns = "",
+    transactions_topic: Transactions_ = "transactions",
+    labels_topic: Labels_ = "fraud_labels",
+    label_delay_days: Delay = 7.0,
+    warm_up_days: Annotated[float, typer.Option(min=0.0, help="Days at the start that only fill the state.")] = 37.0,
+    every_minutes: Annotated[float, typer.Option(min=0.0, help="Look so often until SIGTERM; 0: once.")] = 0.0,
+) -> None:
+    """Collect the stream into day files, and update the champion when matured labels ask for it and the gate agrees."""
+    import signal
+
+    from core.tracking import Tracker
+    from pipelines.commands.shared import default_tracking_uri, var_dir
+    from pipelines.learning import learn as repeat
+    from pipelines.learning import learn_once
+    from solutions.fraud.data import ColumnMapping
+    from solutions.fraud.operate import Workspace
+    from solutions.fraud.stream import StreamSettings
+
+    settings = StreamSettings(
+        bootstrap_servers=bootstrap_servers,
+        transactions=transactions_topic,
+        labels=labels_topic,
+        columns=ColumnMapping.parse(columns).of_messages(),
+    )
+    stopping: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: stopping.append(number))
+    workspace, tracker = Workspace(var_dir() / "fraud"), Tracker(tracking_uri or default_tracking_uri())
+    repeat(
+        lambda: learn_once(settings, workspace, tracker, maturity_days=label_delay_days, warm_up_days=warm_up_days),
+        every_minutes,
+        lambda: bool(stopping),
+    )
 
 
 @app.command()

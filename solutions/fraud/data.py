@@ -100,6 +100,11 @@ class ColumnMapping:
             found[key] = Comparison(column=comparison[1], operator=comparison[2], number=number)
         return cls(**found)
 
+    def of_messages(self) -> dict[str, str]:
+        """Our field -> theirs, for the fields that a payment's message has."""
+        names = ("transaction_id", "event_time", "payer", "payee", "amount", "device")
+        return {name: str(getattr(self, name)) for name in names if getattr(self, name) is not None}
+
     def resolve(self, available: Sequence[str], where: str) -> dict[str, str]:
         """Field -> column of a file that has the columns `available`. Raises InputError."""
         columns: dict[str, str] = {}

@@ -67,7 +67,7 @@ class Source:
     account_to_account: bool = False
 
 
-def _write(frame: pd.DataFrame, path: Path) -> None:
+def write_frame(frame: pd.DataFrame, path: Path) -> None:
     """Replace a parquet file in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
@@ -87,10 +87,10 @@ def ingest(source: Source, days: list[str], workspace: Workspace) -> dict[str, i
     written = 0
     for day, payments in loaded.frame.groupby(day_T):
         if day in days:
-            _write(payments, workspace.payments / f"{day}.parquet")
+            write_frame(payments, workspace.payments / f"{day}.parquet")
             written += len(payments)
     if len(loaded.rejected):
-        _write(loaded.rejected.astype(str), workspace.rejected / f"{days[0]}.parquet")
+        write_frame(loaded.rejected.astype(str), workspace.rejected / f"{days[0]}.parquet")
     return {"payments": written, "rejected": len(loaded.rejected)}
 
 
@@ -178,7 +178,7 @@ def champion_scores(tracker: Tracker, frame: pd.DataFrame, window: pd.DataFrame)
 def save_challenger(model: FraudModel, window: pd.DataFrame, workspace: Workspace, run: str) -> dict[str, float]:
     """Write model and window; returns the metrics to track."""
     model.save(workspace.model(run))
-    _write(window, workspace.evaluation(run))
+    write_frame(window, workspace.evaluation(run))
     return {f"{name}_{key}": value for name, values in window_metrics(window).items() for key, value in values.items()}
 
 
