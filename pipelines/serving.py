@@ -10,7 +10,6 @@ import signal
 import threading
 import time
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ from pipelines.commands.shared import find_model, say
 
 if TYPE_CHECKING:
     from solutions.fraud.model import FraudModel
+    from solutions.fraud.recovery import Recovered
     from solutions.fraud.scorer import Scorer
     from solutions.fraud.stream import Served, Service, StreamSettings
 
@@ -40,12 +40,22 @@ class Serving:
     metrics_host: str
 
 
+@dataclass(frozen=True)
+class Found:
+    """A model to change to; rebuilt: with a scorer of its own, because its state differs, and where that stands."""
+
+    model: FraudModel
+    version: str
+    rebuilt: tuple[Scorer, Recovered] | None = None
+
+
 class ModelWatch:
     """Looks a model up in the background, and hands it over between two steps of the service."""
 
-    def __init__(self, name: str, tracking_uri: str, scorer: Scorer) -> None:
-        self.name, self.tracking_uri, self.scorer = name, tracking_uri, scorer
-        self._found: list[tuple[FraudModel, str]] = []
+    def __init__(self, serving: Serving, scorer: Scorer) -> None:
+        self.serving, self.scorer = serving, scorer
+        self._before = Found(scorer.model, scorer.model_version)  # in memory, so the way back takes no loading
+        self._found: Found | None = None
         self._thread: threading.Thread | None = None
 
     def ask(self) -> None:
@@ -55,27 +65,40 @@ class ModelWatch:
 
     def _look(self) -> None:
         from solutions.fraud.model import FraudModel
+        from solutions.fraud.rebuild import rebuild
+        from solutions.fraud.wire import StreamError
 
+        serving = self.serving
         try:
-            directory, version = find_model(self.name, self.tracking_uri)
-            if version != self.scorer.model_version:
-                model = FraudModel.load(directory)
-                model.fast  # noqa: B018  folded here, not while payments wait
-                self._found.append((model, version))
+            directory, version = find_model(serving.model, serving.tracking_uri)
+            if version == self.scorer.model_version or self._found is not None:
+                return
+            model = self._before.model if version == self._before.version else FraudModel.load(directory)
+            model.fast  # noqa: B018  folded here, not while payments wait
+            rebuilt = None
+            if model.engine != self.scorer.model.engine:
+                log.info("state is rebuilt", version=version)
+                rebuilt = rebuild(serving.settings, directory, version, serving.history, serving.columns)
+            self._found = Found(model, version, rebuilt)
         except Exception as error:  # the champion that runs is better than none
-            log.warning("model not changed", cause=type(error).__name__)
+            known = isinstance(error, (ValueError, StreamError))  # their texts name nobody
+            log.warning("model not changed", cause=str(error) if known else type(error).__name__)
 
     def hand_over(self, service: Service) -> None:
         """Change to what was found, if anything."""
-        if not self._found:
+        found = self._found
+        if found is None:
             return
-        model, version = self._found.pop()
-        try:
-            service.change_scorer(lambda: self.scorer.change_model(model, version))
-        except ValueError as error:
-            log.warning("model not changed", cause=str(error))
-            return
-        log.info("model changed", version=version)
+        before = Found(self.scorer.model, self.scorer.model_version)
+        if found.rebuilt is None:
+            service.change_scorer(lambda: self.scorer.change_model(found.model, found.version))
+        elif service.adopt(*found.rebuilt):
+            shadow, self.scorer = self.scorer.shadow, found.rebuilt[0]
+            self.scorer.watch(shadow.model if shadow is not None else None)
+        else:
+            return  # soon
+        self._before, self._found = before, None
+        log.info("model changed", version=found.version)
 
 
 def run_serving(serving: Serving) -> None:
@@ -101,18 +124,15 @@ def run_serving(serving: Serving) -> None:
 def _serve_once(serving: Serving, stopping: list[int], asked: list[int]) -> Served:
     from solutions.fraud.exposition import serve_metrics
     from solutions.fraud.model import FraudModel
-    from solutions.fraud.scorer import Scorer
+    from solutions.fraud.rebuild import new_scorer
     from solutions.fraud.stream import Service
 
     directory, version = find_model(serving.model, serving.tracking_uri)
-    champion = FraudModel.load(directory)
-    scorer = Scorer(champion, model_version=version)
+    scorer = new_scorer(FraudModel.load(directory), version, serving.history, serving.columns)
     if serving.shadow:
         scorer.watch(FraudModel.load(find_model(serving.shadow, serving.tracking_uri)[0]))
-    if serving.history is not None:
-        scorer.warm_up(_history(serving.history, serving.columns, champion))
     service = Service(serving.settings, scorer)
-    watch = ModelWatch(serving.model, serving.tracking_uri, scorer)
+    watch = ModelWatch(serving, scorer)
     metrics = None
     if serving.metrics_port is not None:
         metrics = serve_metrics(service, serving.metrics_port, serving.metrics_host)
@@ -135,14 +155,3 @@ def _serve_once(serving: Serving, stopping: list[int], asked: list[int]) -> Serv
         if metrics is not None:
             metrics.shutdown()
             metrics.server_close()
-
-
-def _history(path: Path, columns: str, champion: FraudModel):  # type: ignore[no-untyped-def]
-    from solutions.fraud.data import ColumnMapping, load_payments
-
-    return load_payments(
-        path,
-        ColumnMapping.parse(columns),
-        label_delay=timedelta(days=champion.engine.maturity_days),
-        account_to_account=champion.engine.account_to_account,
-    ).frame

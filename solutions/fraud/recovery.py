@@ -7,14 +7,14 @@ will do: what its markers and those of the others say after it leads to the same
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from core.logs import EventLog
 from solutions.fraud.answers import Answers
-from solutions.fraud.changelog import Marker, read_changelog
+from solutions.fraud.changelog import Marker, RecoveryError, read_changelog
 from solutions.fraud.messages import Label, Payment, Score, parse_label, parse_payment
 from solutions.fraud.snapshots import Snapshot, Snapshots
 from solutions.fraud.tail import Partition, TailReader
@@ -110,6 +110,18 @@ def recover(
     if markers:
         _follow(settings, scorer, answers, state, markers)
     return state
+
+
+def follow_to(settings: StreamSettings, scorer: ScoresPayments, state: Recovered, goal: Mapping[str, int]) -> None:
+    """Let a scorer that stands at `state` follow each worker's markers up to those of `goal`.
+
+    Raises:
+        RecoveryError: records or markers that are needed are gone.
+    """
+    markers = _continuing(read_changelog(settings, state.changelog_next), state)
+    if markers is None:
+        raise RecoveryError(f"topic `{settings.changelog}` does not go on from the state.")
+    _follow(settings, scorer, Answers(1), state, [m for m in markers if m.sequence <= goal.get(m.worker, 0)])
 
 
 def _continuing(markers: list[Marker], state: Recovered) -> list[Marker] | None:

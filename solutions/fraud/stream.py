@@ -27,7 +27,7 @@ from solutions.fraud.follower import Follower
 from solutions.fraud.inbox import Inbox, Item
 from solutions.fraud.messages import Label, Payment, Score, encode_score
 from solutions.fraud.ownership import Ownership, SharedOwner, SoleOwner, all_partitions
-from solutions.fraud.recovery import Recovered, Told, recover, take_over
+from solutions.fraud.recovery import Recovered, Told, follow_to, recover, take_over
 from solutions.fraud.snapshots import Arrays, Contents, Snapshots
 from solutions.fraud.transactions import Output, Transaction, Transactions
 from solutions.fraud.wire import StreamError as StreamError
@@ -390,6 +390,20 @@ class Service:
         self.settle()
         change()
         self.drift.start_anew()
+
+    def adopt(self, scorer: ScoresPayments, state: Recovered) -> bool:
+        """Go on with a scorer that was rebuilt beside this one as far as `state`; the rest is followed now.
+
+        False: it knows what this one does not know yet; ask again.
+        """
+        if any(self._state.sequences.get(worker, 0) < last for worker, last in state.sequences.items()):
+            return False
+        self.settle()
+        follow_to(self.settings, scorer, state, self._state.sequences)
+        self.scorer = scorer
+        self._changed_since_snapshot = True
+        self.drift.start_anew()
+        return True
 
     def settle(self) -> None:
         """Commit everything that was done so far."""

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +16,12 @@ import pytest
 from typer.testing import CliRunner
 
 from pipelines.cli import app
-from pipelines.serving import ModelWatch
+from pipelines.serving import ModelWatch, Serving
 from solutions.fraud.broker import embedded_broker
 from solutions.fraud.messages import Payment, encode_payment
 from solutions.fraud.scorer import Scorer
-from solutions.fraud.snapshots import Snapshots
-from solutions.fraud.stream import Service
-from tests.solutions.fraud.streams import tiny_model
+from solutions.fraud.stream import Service, StreamSettings, publish
+from tests.solutions.fraud.streams import random_stream, tiny_model
 from tests.solutions.fraud.stub import read, send, settings_for
 
 
@@ -63,22 +63,84 @@ def test_serve_and_status(tmp_path: Path) -> None:
         assert re.search(r"newest snapshot +at \d+ of the changelog", shown), shown
 
 
-def test_a_model_that_was_found_is_handed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def serving_of(settings: StreamSettings, model: Path) -> Serving:
+    return Serving(settings, str(model), "", 0.0, None, "", "", None, "127.0.0.1")
+
+
+def found_and_handed_over(watch: ModelWatch, service: Service, name: Path) -> float:
+    """Look for another model and change to it; returns the seconds that it took."""
+    watch.serving = replace(watch.serving, model=str(name))
+    began = time.monotonic()
+    watch.ask()
+    assert watch._thread is not None
+    watch._thread.join(120)
+    while watch._found is not None:
+        watch.hand_over(service)
+    return time.monotonic() - began
+
+
+def test_a_model_that_was_found_is_handed_over_and_the_way_back_takes_less_than_a_second(tmp_path: Path) -> None:
     model = tiny_model()
     other = replace(
         model, blend=replace(model.blend, intercepts={k: v + 1.0 for k, v in model.blend.intercepts.items()})
     )
     other.save(tmp_path / "2")
+    model.save(tmp_path / "1")
     scorer = Scorer(model, model_version="1")
-    watch = ModelWatch(str(tmp_path / "2"), "", scorer)
     with embedded_broker() as address:
-        service = Service(settings_for(address, "changed", snapshots=tmp_path / "state"), scorer)
+        settings = settings_for(address, "changed", snapshots=tmp_path / "state")
+        watch = ModelWatch(serving_of(settings, tmp_path / "1"), scorer)
+        service = Service(settings, scorer)
         watch.hand_over(service)
         assert scorer.model_version == "1"  # nothing was found yet
-        watch.ask()
-        assert watch._thread is not None
-        watch._thread.join(60)
-        watch.hand_over(service)
+        found_and_handed_over(watch, service, tmp_path / "2")
         assert scorer.model_version == "2"
+        assert found_and_handed_over(watch, service, tmp_path / "1") < 1.0
+        assert (scorer.model_version, scorer.model) == ("1", model)
         service.close()
-    assert Snapshots(tmp_path / "state", keep=1).found() == []  # nothing was served that needed one
+
+
+def test_a_model_of_another_state_is_rebuilt_by_replay_while_scoring_goes_on(tmp_path: Path) -> None:
+    model, frame = tiny_model(), random_stream(400, days=20)
+    slow = replace(model, engine=replace(model.engine, maturity_days=9.0))
+    slow.save(tmp_path / "slow")
+    with embedded_broker() as address:
+        settings = settings_for(address, "rebuilt", snapshots=tmp_path / "state", patience_seconds=30.0)
+        scorer = Scorer(model, model_version="1")
+        service = Service(settings, scorer)
+        publish(frame.head(200), settings)
+        while service.served.payments < 200:
+            service.step()
+        watch = ModelWatch(serving_of(settings, tmp_path / "slow"), scorer)
+        watch.ask()
+        publish(frame.iloc[200:300], settings, also_due=frame.head(200))
+        while service.served.payments < 300:  # scored meanwhile
+            service.step()
+        assert watch._thread is not None
+        watch._thread.join(240)
+        assert watch._found is not None
+        watch.hand_over(service)
+        assert service.scorer is watch.scorer is not scorer
+        publish(frame.tail(100), settings, also_due=frame.head(300))
+        service.run(until_idle=1.0)
+        told = [json.loads(r.value) for r in read(address, settings.scores, 400)]
+        assert [t["model_version"] for t in told] == ["1"] * 300 + ["slow"] * 100
+        again = replace(settings, group="again", snapshots=None)
+        alone = Scorer(slow, model_version="slow")
+        Service(again, alone).run(until_idle=1.0)  # the same stream, from its start
+        expected = [json.loads(r.value) for r in read(address, settings.scores, 800)][400:]
+        assert [t["probability"] for t in told[300:]] == [e["probability"] for e in expected[300:]]
+
+
+def test_a_state_that_can_not_be_rebuilt_leaves_the_model_that_serves(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = tiny_model()
+    replace(model, engine=replace(model.engine, maturity_days=9.0)).save(tmp_path / "slow")
+    settings = StreamSettings(bootstrap_servers="127.0.0.1:1")
+    watch = ModelWatch(serving_of(settings, tmp_path / "slow"), Scorer(model, model_version="1"))
+    caplog.set_level("WARNING", "vigil.fraud")
+    watch._look()
+    assert watch._found is None
+    [record] = caplog.records
+    assert "needs a directory of snapshots" in record.vigil_fields["cause"]  # type: ignore[attr-defined]
