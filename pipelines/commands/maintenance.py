@@ -113,6 +113,7 @@ def score(path: Folder, model: ModelName, columns: Columns = "", at: Moment = ""
     from solutions.maintenance.cases import CLOSED, CaseBook
     from solutions.maintenance.monitor import Monitor
     from solutions.maintenance.operate import Workspace, open_cases, read_scores, score_days
+    from solutions.maintenance.quality import summary
 
     directory, version = find_model(model, tracking_uri)
     monitor = Monitor.load(directory)
@@ -124,11 +125,13 @@ def score(path: Folder, model: ModelName, columns: Columns = "", at: Moment = ""
     before = {case.name for case in book.cases if case.state == CLOSED}
     new = open_cases(monitor, read_scores(workspace), book, history.known_at(moment))
     book.save()
-    say(f"{version}: {scored.assets} assets scored as known at {moment}, {len(scored.refused)} could not be")
+    if unknown := monitor.unknown_sensors(history):
+        say(f"  left out: sensors that the model never saw: {', '.join(unknown)}")
+    say(f"{version}: {scored.assets} assets scored as known at {str(moment)[:16]}, {len(scored.refused)} could not be")
     for asset, why in scored.refused.items():
         say(f"  {asset}: {why}")
-    for finding in scored.findings:
-        say(f"  data quality: {finding.asset} {finding.sensor} {finding.cause}: {finding.advice}")
+    for line in summary(scored.findings):
+        say(f"  data quality: {line}")
     newest = scored.frame.groupby("asset").tail(1).sort_values(f"p_{monitor.horizon:g}", ascending=False)
     print(newest.drop(columns=["hour"]).head(10).to_string(index=False, float_format="%.3f"))
     for case in book.cases:

@@ -85,7 +85,16 @@ def load_history(folder: Path | str, columns: str = "") -> History:
     notes: list[str] = []
     readings, sensors, conditions, rows = _read_sensors(paths["sensors"], mapping, rejected, notes)
     known = pd.Index(readings["asset"].unique())
-    parts = [_read_events(path, table, mapping, known, rejected) for table, path in paths.items() if table in KINDS]
+    parts = []
+    for table, path in paths.items():
+        if table in KINDS:
+            try:
+                parts.append(_read_events(path, table, mapping, known, rejected))
+            except InputError as error:
+                if table != "work_orders" or "UTF8" not in str(error):
+                    raise
+                # prose helps, but no score depends on it alone; labels and codes are never left out
+                notes.append(f"{path.name} is left out: it is in another encoding. Save it as UTF-8.")
     events = pd.concat([_no_events(), *parts], ignore_index=True)
     order = ["asset", "time", "kind", "code", "text"]
     events = events.sort_values([*order, "arrived"]).drop_duplicates(order).reset_index(drop=True)
@@ -156,7 +165,10 @@ def _read_sensors(
         frame["sensor"], frame["value"] = keys["sensor"], keys["value"]
         refusals.add("value", np.flatnonzero(np.isnan(keys["value"]) & refusals.ok()), "missing", "missing")
     else:
-        wanted += used.get("channels") or [c for c in available if c not in taken and _numeric(table, c)]
+        rest = [c for c in available if c not in taken]
+        wanted += used.get("channels") or [c for c in rest if _numeric(table, c)]
+        if "channels" not in used and (ignored := [c for c in rest if c not in wanted]):
+            notes.append(f"{where}: no sensor, because not numeric: {', '.join(ignored)}")
     for column in wanted:
         values, bad = _cells(table, column, where)
         frame[column] = values

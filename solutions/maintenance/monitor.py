@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from solutions.maintenance.alarms import WARNING, AlarmSettings, CostCurve, Costs, cost_curve
 from solutions.maintenance.causes import Reconstruction, Signatures, fit_reconstruction, windowed
-from solutions.maintenance.data import HOUR, History
+from solutions.maintenance.data import HOUR, History, InputError
 from solutions.maintenance.features import Featurizer
 from solutions.maintenance.labels import Labels, make_labels
 from solutions.maintenance.model import FailureModel, OutOfFold, Prepared, Progress, fit_model, frame_of
@@ -45,7 +45,17 @@ class Monitor:
     trained_until: int = 0
 
     def prepare(self, history: History, *, until: np.datetime64 | None = None) -> tuple[Prepared, list[Finding]]:
-        """Grid and features, ill sensors taken out; `until` also cuts the history to its newest readings."""
+        """Grid and features, ill sensors taken out; `until` also cuts the history to its newest readings.
+
+        Raises:
+            InputError: the history has other operating conditions than the model was trained with.
+        """
+        expected = len(self.model.featurizer.conditions.shift_C)
+        if len(history.conditions) != expected:
+            raise InputError(
+                f"the model was trained with {expected} columns of the operating condition. Received: "
+                f"{len(history.conditions)}. Name them with --columns sensors.condition=a+b as in training."
+            )
         if until is not None:
             known = history.known_at(until)
             recent = known.readings["time"] > until - LOOK_BACK * HOUR
@@ -60,6 +70,10 @@ class Monitor:
             if name in panel.sensors:
                 x[:, s] = panel.x_RS[:, panel.sensors.index(name)]
         return replace(panel, sensors=self.health.sensors, x_RS=x)
+
+    def unknown_sensors(self, history: History) -> tuple[str, ...]:
+        """Sensors of a history that the model never saw, and leaves out."""
+        return tuple(sorted(set(history.sensors) - set(self.health.sensors)))
 
     def score(self, history: History, at: np.datetime64, *, hours: int = 1) -> tuple[pd.DataFrame, list[Finding]]:
         """The newest `hours` rows of every asset as known at a moment: probabilities, RUL, interval, anomaly score."""

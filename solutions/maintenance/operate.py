@@ -306,6 +306,10 @@ def without_jumps(history: History) -> tuple[History, dict[str, str]]:
     return (history.of(kept) if refused else history), refused
 
 
+def _day(moment: np.datetime64 | pd.Timestamp) -> str:
+    return f"{pd.Timestamp(moment):%Y-%m-%d %H:%M}"
+
+
 @dataclass(frozen=True)
 class Scored:
     """The last day of a fleet: a row per asset and hour, ill sensors, and the assets that could not be scored, with why."""
@@ -328,13 +332,17 @@ def score_days(
     """
     known = history.known_at(moment)
     if known.readings.empty:
-        raise InputError(f"{history.name}: no reading had arrived by {moment}.")
+        first = history.readings["time"].min()
+        raise InputError(f"{history.name}: no reading had arrived by {_day(moment)}. The first is of {_day(first)}.")
     refused: dict[str, str] = {}
     recent = known.readings[known.readings["time"] > moment - LOOK_BACK * HOUR]
     for asset in sorted(set(known.readings["asset"].unique()) - set(recent["asset"].unique())):
         refused[str(asset)] = f"silent for more than {LOOK_BACK} hours: check its gateway"
     if recent.empty:
-        raise InputError(f"{history.name}: every asset is silent for more than {LOOK_BACK} hours before {moment}.")
+        raise InputError(
+            f"{history.name}: every asset is silent for more than {LOOK_BACK} hours before {_day(moment)}. The newest "
+            f"reading is of {_day(known.readings['time'].max())}: choose --at within what has been read."
+        )
     frame, findings = monitor.score(history, moment, hours=hours)
     day_N = np.datetime64("1970-01-01") + (frame["hour"].to_numpy() - 1) // 24  # hours (0, 24] of a day
     for (asset, day), rows in frame.groupby(["asset", np.datetime_as_string(day_N)]):

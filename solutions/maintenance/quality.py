@@ -6,6 +6,7 @@ alert and no failure alert. R rows of a panel, S sensors.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -59,6 +60,17 @@ class Finding:
     @property
     def advice(self) -> str:
         return ADVICE[self.cause]
+
+
+def summary(findings: Sequence[Finding]) -> list[str]:
+    """One line per asset and cause, with the sensors it concerns."""
+    grouped: dict[tuple[str, str], list[Finding]] = {}
+    for finding in findings:
+        grouped.setdefault((finding.asset, finding.cause), []).append(finding)
+    return [
+        f"{asset} {', '.join(dict.fromkeys(f.sensor for f in same))} {cause}: {same[0].advice}"
+        for (asset, cause), same in grouped.items()
+    ]
 
 
 @dataclass(frozen=True)

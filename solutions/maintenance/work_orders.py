@@ -197,7 +197,7 @@ def _day(moment: Any) -> str:
 
 
 def _picture(monitor: Monitor, prepared: Prepared, row: int, explanation: Explanation) -> bytes:
-    """Risk and the three sensors that deviate most, over the last ten days."""
+    """Risk and the three sensors that deviate most, over the last ten days; grey is what is usual in the condition."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -212,7 +212,12 @@ def _picture(monitor: Monitor, prepared: Prepared, row: int, explanation: Explan
     axes[0].axhline(monitor.alarm.threshold, color=GREY, lw=0.9, ls="--")
     axes[0].set_ylim(0, 1)
     axes[0].set_ylabel(f"P({monitor.horizon:g} h)", fontsize=8)
+    featurizer = monitor.model.featurizer
+    condition = featurizer.conditions.of(panel.condition_RC[rows])
     for axis, (name, _) in zip(axes[1:], explanation.sensors[:3], strict=False):
+        s = featurizer.sensors.index(name)
+        usual, spread = featurizer.conditions.mean_KS[condition, s], featurizer.conditions.scale_KS[condition, s]
+        axis.fill_between(time, usual - 2.0 * spread, usual + 2.0 * spread, color=GREY, alpha=0.25, lw=0)
         axis.plot(time, panel.x_RS[rows, panel.sensors.index(name)], color=BLUE, lw=1.0)
         axis.set_ylabel(name.replace("_", "\n"), fontsize=8)
     for axis in axes:

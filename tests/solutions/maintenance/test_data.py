@@ -98,8 +98,12 @@ def test_what_is_not_there_is_named_with_the_likely_name(tmp_path: Path) -> None
 def test_text_in_another_encoding_and_empty_files_are_input_errors(tmp_path: Path) -> None:
     folder = write(small_fleet(1, 20), tmp_path, suffix="csv")
     (folder / "work_orders.csv").write_bytes("asset,time,text\nP-001,2025-01-02,Öl\n".encode("latin-1"))
-    with pytest.raises(InputError, match=r"work_orders.csv: can not be read as csv.*UTF8"):
+    history = load_history(folder, COLUMNS)
+    assert "work_orders.csv is left out: it is in another encoding. Save it as UTF-8." in history.notes
+    (folder / "failures.csv").write_bytes("asset,time,code\nP-001,2025-01-02,Öl\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"failures.csv: can not be read as csv.*UTF8"):  # labels are never left out
         load_history(folder, COLUMNS)
+    (folder / "failures.csv").unlink()
     (folder / "sensors.csv").write_text("asset,time,x\n")
     with pytest.raises(InputError, match=r"sensors.csv: the file has no rows"):
         load_history(folder)
