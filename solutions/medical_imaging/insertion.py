@@ -35,8 +35,19 @@ class Patch:
         return float((6.0 * self.mask_MMM.sum() * GRID_MM**3 / np.pi) ** (1 / 3))
 
 
-def make_patch(nodule: Nodule, *, context: Literal["nodule", "crop"]) -> Patch:
-    """The nodule alone with its rim, or with all that its crop shows around it; centred on the mask."""
+@dataclass(frozen=True)
+class Layers:
+    """A nodule on its own grid with slices of padding: densities, how much of them is pasted, signed distance to the mask."""
+
+    hu_ZYX: F32
+    alpha_ZYX: F32
+    signed_ZYX: F32  # mm, positive inside: keeps thin masks whole where linear weights would wash them out
+    centre: tuple[float, float, float]
+    spacing: tuple[float, float, float]
+
+
+def layers_of(nodule: Nodule, *, context: Literal["nodule", "crop"]) -> Layers:
+    """The nodule alone with its rim, or with all that its crop shows around it."""
     from scipy import ndimage
 
     mask, hu = nodule.consensus_ZYX, nodule.hu_ZYX
@@ -48,20 +59,27 @@ def make_patch(nodule: Nodule, *, context: Literal["nodule", "crop"]) -> Patch:
         mask, hu = mask[:, part[0], part[1]], hu[:, part[0], part[1]]
     hu = np.pad(hu, ((pad, pad), (0, 0), (0, 0)), mode="edge")
     mask = np.pad(mask, ((pad, pad), (0, 0), (0, 0)))
-    if context == "nodule":
-        outside = ndimage.distance_transform_edt(~mask, nodule.spacing)
-        alpha = np.clip(1.0 - outside / FADE_MM, 0.0, 1.0)
-    else:
+    outside = ndimage.distance_transform_edt(~mask, nodule.spacing)
+    alpha = np.clip(1.0 - outside / FADE_MM, 0.0, 1.0)
+    if context == "crop":
         inside = np.zeros_like(mask)
         inside[pad:-pad, 1:-1, 1:-1] = True
-        alpha = np.clip(ndimage.distance_transform_edt(inside, nodule.spacing) / BORDER_MM, 0.0, 1.0)
         # slices end with the nodule, so it is never faded itself
-        alpha = np.maximum(alpha, np.clip(1.0 - ndimage.distance_transform_edt(~mask, nodule.spacing) / FADE_MM, 0, 1))
-    scale = GRID_MM / np.asarray(nodule.spacing)
-    centre = np.array(ndimage.center_of_mass(mask))
-    extent = np.asarray(mask.shape) * nodule.spacing / GRID_MM
+        alpha = np.maximum(alpha, np.clip(ndimage.distance_transform_edt(inside, nodule.spacing) / BORDER_MM, 0.0, 1.0))
+    signed = ndimage.distance_transform_edt(mask, nodule.spacing) - outside
+    z, y, x = (float(v) for v in ndimage.center_of_mass(mask))
+    return Layers(hu, alpha.astype(np.float32), signed.astype(np.float32), (z, y, x), nodule.spacing)
+
+
+def make_patch(nodule: Nodule, *, context: Literal["nodule", "crop"]) -> Patch:
+    """A nodule on the working grid, centred on its mask."""
+    from scipy import ndimage
+
+    layers = layers_of(nodule, context=context)
+    scale = GRID_MM / np.asarray(layers.spacing)
+    extent = np.asarray(layers.hu_ZYX.shape) * layers.spacing / GRID_MM
     size = np.ceil(extent).astype(int) // 2 * 2 + 1
-    start = centre - (size // 2) * scale
+    start = np.asarray(layers.centre) - (size // 2) * scale
 
     def grid(values: NDArray[np.float32], order: int) -> F32:
         out = np.empty(tuple(size), np.float32)
@@ -69,12 +87,8 @@ def make_patch(nodule: Nodule, *, context: Literal["nodule", "crop"]) -> Patch:
         return out
 
     sharp = [max(0.0, 0.4 * np.sqrt(max(s * s - 1.0, 0.0))) for s in scale]
-    smooth = ndimage.gaussian_filter(hu, sharp)
-    # signed distance keeps thin masks whole where linear weights would wash them out
-    signed = ndimage.distance_transform_edt(mask, nodule.spacing) - ndimage.distance_transform_edt(
-        ~mask, nodule.spacing
-    )
-    return Patch(grid(smooth, 1), grid(alpha, 1), grid(signed, 1) > 0.0, nodule.key)
+    smooth = ndimage.gaussian_filter(layers.hu_ZYX, sharp)
+    return Patch(grid(smooth, 1), grid(layers.alpha_ZYX, 1), grid(layers.signed_ZYX, 1) > 0.0, nodule.key)
 
 
 def turned(patch: Patch, rng: np.random.Generator, *, upright: bool = False) -> Patch:

@@ -1,0 +1,207 @@
+"""Training of the nodule network: real nodules in random real lung, and candidates of the training lungs that are none.
+
+Nodules keep their own surroundings or only their rim; false candidates are blended into other lung by the same weights half of
+the time, so that a seam tells nothing. Densities of the crops are estimates: gain, offset, noise and sharpness vary.
+
+N samples, B batch, M side of a cube, H heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from core.training import rebalance_routers
+from solutions.medical_imaging.candidates import Candidate
+from solutions.medical_imaging.cubes import M, cut_cube, scaled, voxel_mm
+from solutions.medical_imaging.data import RealScan
+from solutions.medical_imaging.insertion import GRID_MM, Layers, layers_of
+from solutions.medical_imaging.lidc import Nodule
+from solutions.medical_imaging.network import NetworkSettings, NoduleNet
+
+F32 = NDArray[np.float32]
+WORKING = (GRID_MM,) * 3
+SEEN_SPREAD = 0.25  # of the logarithm of the diameter that a candidate comes with
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A cube as the network takes it, its voxel size, the outline, and what each head should say (NaN: unknown)."""
+
+    x_MMM: F32
+    step_mm: float
+    mask_MMM: F32
+    target_H: F32
+
+
+class NoduleSource:
+    """Nodules, false candidates and lung to put them in; every draw is another view."""
+
+    def __init__(
+        self,
+        nodules: Sequence[Nodule],
+        target_NH: F32,
+        lungs: Sequence[RealScan],
+        false: Sequence[tuple[int, Candidate]],
+    ) -> None:
+        """false: number of the lung, and a candidate in it."""
+        self.whole = [layers_of(n, context="crop") for n in nodules]
+        self.alone = [layers_of(n, context="nodule") for n in nodules]
+        self.diameter = [float((6.0 * n.volume_mm3 / np.pi) ** (1 / 3)) for n in nodules]
+        self.target_NH, self.lungs, self.false = target_NH, lungs, false
+        self._inside = [np.flatnonzero(lung.crop.lung_ZYX.ravel()) for lung in lungs]
+
+    def nodule(self, i: int, rng: np.random.Generator, *, plain: bool = False) -> Sample:
+        """plain: with its surroundings, from where a candidate would see it, and densities as they are."""
+        layers: Layers = self.whole[i] if plain or rng.random() < 0.6 else self.alone[i]
+        step = voxel_mm(self.diameter[i] * float(np.exp(rng.normal(0.0, 0.1 if plain else SEEN_SPREAD))))
+        centre = np.asarray(layers.centre) + rng.normal(0.0, 0.8, 3) / np.asarray(layers.spacing)
+        z, y, x = (float(v) for v in centre)
+        hu, alpha, signed = (
+            cut_cube(values, layers.spacing, (z, y, x), step)
+            for values in (layers.hu_ZYX, layers.alpha_ZYX, layers.signed_ZYX)
+        )
+        alpha = alpha * _within(layers, (z, y, x), step)
+        hu = alpha * hu + (1.0 - alpha) * self._lung(rng, step)
+        mask = ((signed > 0.0) & (alpha > 0.0)).astype(np.float32)
+        return _view(hu, step, mask, self.target_NH[i], rng, plain=plain)
+
+    def none(self, i: int, rng: np.random.Generator, *, plain: bool = False) -> Sample:
+        which, candidate = self.false[i]
+        step = voxel_mm(candidate.diameter_mm * float(np.exp(rng.normal(0.0, 0.0 if plain else 0.15))))
+        z, y, x = (float(c + v) for c, v in zip(candidate.centre, rng.normal(0.0, 0.0 if plain else 0.5, 3), strict=True))
+        hu = cut_cube(self.lungs[which].crop.hu_ZYX, WORKING, (z, y, x), step)
+        if not plain and rng.random() < 0.5:
+            layers = self.whole[int(rng.integers(len(self.whole)))]
+            alpha = cut_cube(layers.alpha_ZYX, layers.spacing, layers.centre, step) * _within(layers, layers.centre, step)
+            hu = alpha * hu + (1.0 - alpha) * self._lung(rng, step)
+        target = np.full(self.target_NH.shape[1], np.nan, np.float32)
+        target[0] = 0.0
+        return _view(hu, step, np.zeros((M, M, M), np.float32), target, rng, plain=plain)
+
+    def _lung(self, rng: np.random.Generator, step: float) -> F32:
+        which = int(rng.integers(len(self.lungs)))
+        crop = self.lungs[which].crop
+        z, y, x = np.unravel_index(int(rng.choice(self._inside[which])), crop.lung_ZYX.shape)
+        return cut_cube(crop.hu_ZYX, WORKING, (float(z), float(y), float(x)), step)
+
+
+def _within(layers: Layers, centre: tuple[float, float, float], step: float) -> F32:
+    """1 where the cube lies on the nodule's own grid, 0 beyond it."""
+    axes = [
+        (c + (np.arange(M) - (M - 1) / 2.0) * step / s, n)
+        for c, s, n in zip(centre, layers.spacing, layers.hu_ZYX.shape, strict=True)
+    ]
+    z, y, x = (((index > -0.5) & (index < n - 0.5)).astype(np.float32) for index, n in axes)
+    return z[:, None, None] * y[None, :, None] * x[None, None, :]
+
+
+def _view(hu: F32, step: float, mask: F32, target: F32, rng: np.random.Generator, *, plain: bool) -> Sample:
+    if not plain:
+        from scipy import ndimage
+
+        if rng.random() < 0.5:
+            hu = ndimage.gaussian_filter(hu, float(rng.uniform(0.2, 0.8)), truncate=2.5)
+        hu = hu * float(rng.normal(1.0, 0.05)) + float(rng.normal(0.0, 35.0))
+        hu = hu + rng.normal(0.0, float(rng.uniform(0.0, 40.0)), hu.shape).astype(np.float32)
+        flips = tuple(axis for axis in range(3) if rng.random() < 0.5)
+        quarter = int(rng.integers(4))
+        hu, mask = (np.flip(np.rot90(v, quarter, (1, 2)), flips) for v in (hu, mask))
+    return Sample(np.ascontiguousarray(scaled(hu)), step, np.ascontiguousarray(mask), target)
+
+
+def to_batch(samples: Sequence[Sample]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Cubes (B, 1, M, M, M), log voxel sizes (B,), outlines (B, M, M, M), targets (B, H)."""
+    x = torch.from_numpy(np.stack([s.x_MMM for s in samples]))[:, None]
+    step = torch.log(torch.tensor([s.step_mm for s in samples], dtype=torch.float32))
+    return x, step, torch.from_numpy(np.stack([s.mask_MMM for s in samples])), torch.from_numpy(
+        np.stack([s.target_H for s in samples])
+    )
+
+
+def loss_of(net: NoduleNet, batch: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+    """Cross-entropy and soft Dice of the outline, cross-entropy of the nodule and malignancy heads, texture's distance."""
+    x, step, mask, target = batch
+    out = net(x, step)
+    logit, rating = out.mask_BMMM.float(), out.rating_BH.float()
+    outline = F.binary_cross_entropy_with_logits(logit, mask)
+    real = mask.flatten(1).sum(1) > 0
+    dice = torch.zeros(())
+    if real.any():
+        p, m = torch.sigmoid(logit[real]).flatten(1), mask[real].flatten(1)
+        dice = (1.0 - (2.0 * (p * m).sum(1) + 1.0) / (p.sum(1) + m.sum(1) + 1.0)).mean()
+    return 5.0 * outline + dice + _known(rating, target)
+
+
+def _known(rating: Tensor, target: Tensor) -> Tensor:
+    total = torch.zeros(())
+    for head, weight in ((0, 0.5), (1, 0.5), (2, 0.2)):
+        known = torch.isfinite(target[:, head])
+        if known.any():
+            said, wanted = rating[known, head], target[known, head]
+            part = F.smooth_l1_loss(said, wanted) if head == 2 else F.binary_cross_entropy_with_logits(said, wanted)
+            total = total + weight * part
+    return total
+
+
+def train_network(
+    source: NoduleSource,
+    settings: NetworkSettings,
+    *,
+    epochs: int,
+    batch_size: int = 8,
+    learning_rate: float = 2e-3,
+    seed: int = 0,
+    half: bool = False,
+    say: Callable[[str], None] = print,
+) -> NoduleNet:
+    """Five nodules and three false candidates in a batch of eight; an epoch sees every nodule once.
+
+    half: bfloat16 arithmetic in the convolutions, where the processor has it.
+    """
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    net = NoduleNet(settings)
+    real = batch_size * 5 // 8
+    steps = len(source.whole) // real * epochs
+    optimizer = torch.optim.AdamW(net.parameters(), lr=learning_rate, weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.15)
+    step, recent = 0, []
+    for epoch in range(epochs):
+        net.train()
+        order = rng.permutation(len(source.whole))
+        for begin in range(0, len(order) - real + 1, real):
+            samples = [source.nodule(int(i), rng) for i in order[begin : begin + real]]
+            samples += [source.none(int(i), rng) for i in rng.integers(len(source.false), size=batch_size - real)]
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                loss = loss_of(net, to_batch(samples))
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            optimizer.step()
+            rebalance_routers(net, 1.0 - step / steps)
+            schedule.step()
+            step += 1
+            recent.append(float(loss.detach()))
+            if step % 100 == 0:
+                say(f"epoch {epoch + 1} of {epochs}, step {step} of {steps}: loss {np.mean(recent[-100:]):.3f}")
+    return net.eval()
+
+
+def outputs(net: NoduleNet, samples: Sequence[Sample], batch_size: int = 16) -> tuple[F32, NDArray[Any]]:
+    """Probabilities (N, M, M, M) of the outline, and ratings (N, H)."""
+    masks, ratings = [], []
+    with torch.inference_mode():
+        for begin in range(0, len(samples), batch_size):
+            x, step, _, _ = to_batch(samples[begin : begin + batch_size])
+            out = net(x, step)
+            masks.append(torch.sigmoid(out.mask_BMMM).numpy())
+            ratings.append(out.rating_BH.numpy())
+    return np.concatenate(masks), np.concatenate(ratings)
