@@ -6,6 +6,7 @@ N candidates, H heads.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +14,12 @@ from scipy.special import expit
 
 from solutions.medical_imaging.candidates import Candidate, laplacian
 from solutions.medical_imaging.crop import LungCrop, lung_crop
+from solutions.medical_imaging.cubes import M, cube_geometry, cut_cube, scaled, voxel_mm
 from solutions.medical_imaging.detected import Bounds, DetectedNodule, Detection, Side, Zone
-from solutions.medical_imaging.examples import HEADS, SIDE, Example, corner, make_example, rating
+from solutions.medical_imaging.examples import HEADS, make_example, rating
 from solutions.medical_imaging.gate import Series
-from solutions.medical_imaging.insertion import GRID_MM
+from solutions.medical_imaging.geometry import Geometry
+from solutions.medical_imaging.looking import Cube, look
 from solutions.medical_imaging.measure import Outlined, measure, outline
 from solutions.medical_imaging.models import NAME, Calibration, Models
 from solutions.medical_imaging.rules import Person, Size, Texture, fleischner, lung_rads
@@ -24,37 +27,61 @@ from solutions.medical_imaging.rules import Person, Size, Texture, fleischner, l
 F32 = NDArray[np.float32]
 MOST_LOOKED_AT, MOST_SHOWN = 250, 12
 LEAST_MM = 3.0
-REACH = SIDE * GRID_MM / 2.0 - 2.0
 
 
 @dataclass(frozen=True)
 class Rated:
-    """A candidate after the second stage: logits and ratings (H,), and what they were computed from."""
+    """A candidate after the second stage.
+
+    Args:
+        boosted_H, network_H: logits and ratings of the two raters.
+        map_MMM: the network's probability of the outline, where `grid` lies.
+    """
 
     candidate: Candidate
-    example: Example
-    output_H: F32
+    boosted_H: F32
+    network_H: F32
+    map_MMM: F32
+    grid: Geometry
+    logit: float
 
-    @property
-    def logit(self) -> float:
-        return float(self.output_H[0])
 
+def second_stage(
+    models: Models,
+    crop: LungCrop,
+    candidates: list[Candidate],
+    source: tuple[NDArray[Any], Geometry] | None = None,
+) -> list[Rated]:
+    """Candidates with the second stage's opinion, best first.
 
-def second_stage(models: Models, crop: LungCrop, candidates: list[Candidate]) -> list[Rated]:
-    """Candidates with the second stage's opinion, best first."""
-    examples = [make_example(crop.hu_ZYX, c) for c in candidates]
-    outputs = models.second.rate(examples)
-    rated = [Rated(c, e, o) for c, e, o in zip(candidates, examples, outputs, strict=True)]
+    Args:
+        source: densities and grid that the network's cubes are cut from: the scan's own; the crop's when left out.
+    """
+    if not candidates:
+        return []
+    hu_ZYX, grid = source or (crop.hu_ZYX, crop.geometry)
+    boosted = models.second.rate([make_example(crop.hu_ZYX, c) for c in candidates])
+    centres = grid.to_index(crop.geometry.to_patient([c.centre for c in candidates]))
+    cubes, grids = [], []
+    for candidate, centre in zip(candidates, centres, strict=True):
+        z, y, x = (float(v) for v in centre)
+        step = voxel_mm(candidate.diameter_mm)
+        cubes.append(Cube(scaled(cut_cube(hu_ZYX, grid.spacing, (z, y, x), step)), step))
+        grids.append(cube_geometry(grid, (z, y, x), step))
+    maps, network = look(models.network, cubes)
+    logit = models.calibration.nodule_logit(boosted[:, 0], network[:, 0])
+    rated = [Rated(c, boosted[i], network[i], maps[i], grids[i], float(logit[i])) for i, c in enumerate(candidates)]
     return sorted(rated, key=lambda r: -r.logit)
 
 
 def detect(series: Series, models: Models, person: Person | None = None) -> Detection:
     """All nodules of a series."""
     crop = lung_crop(series.volume, series.lungs)
-    rated = second_stage(models, crop, laplacian(crop)[:MOST_LOOKED_AT])
+    source = (series.volume.hu_ZYX, series.volume.geometry)
+    rated = second_stage(models, crop, laplacian(crop)[:MOST_LOOKED_AT], source)
     c = models.calibration
-    shown = [r for r in rated if expit(c.nodule_scale * r.logit + c.nodule_shift) >= c.show][:MOST_SHOWN]
-    measured = [(r, o) for r in shown if (o := outline_of(r, crop, series)) is not None]
+    shown = [r for r in rated if expit(r.logit) >= c.show][:MOST_SHOWN]
+    measured = [(r, o) for r in shown if (o := outline_of(r, series, c.outline_level)) is not None]
     large = [(r, o, m) for r, o in measured if (m := measure(o)).mean_mm >= LEAST_MM]
     notes = () if len(shown) < MOST_SHOWN else (f"only the {MOST_SHOWN} most probable places are shown",)
     nodules = [
@@ -64,11 +91,10 @@ def detect(series: Series, models: Models, person: Person | None = None) -> Dete
     return Detection(tuple(nodules), NAME, models.digest, notes)
 
 
-def outline_of(rated: Rated, crop: LungCrop, series: Series) -> Outlined | None:
-    low = corner(rated.candidate.centre)
-    grid = crop.geometry.cropped((int(low[0]), int(low[1]), int(low[2])), (SIDE,) * 3)
-    z, y, x = (float(v) for v in np.asarray(rated.candidate.centre) - low)
-    return outline(rated.example.map_MMM, grid, series.volume.geometry, (z, y, x), REACH)
+def outline_of(rated: Rated, series: Series, level: float) -> Outlined | None:
+    middle = (M - 1) / 2.0
+    reach = middle * rated.grid.spacing[0] - 1.0
+    return outline(rated.map_MMM, rated.grid, series.volume.geometry, (middle,) * 3, reach, level=level)
 
 
 def describe(
@@ -76,12 +102,12 @@ def describe(
 ) -> DetectedNodule:
     """Measurement with intervals, place, texture, categories."""
     m = measure(outlined)
-    confidence = float(expit(c.nodule_scale * rated.logit + c.nodule_shift))
+    confidence = float(expit(rated.logit))
     low, high = c.volume_low ** (1 / 3), c.volume_high ** (1 / 3)  # a diameter goes with the cube root
     diameter = Bounds(m.mean_mm * low, m.mean_mm * high)
     size = Size(m.mean_mm, min(diameter.low, m.mean_mm), max(diameter.high, m.mean_mm))
-    texture = _texture(float(rated.output_H[HEADS.index("texture")]))
-    malignancy = float(expit(c.malignancy_scale * float(rated.output_H[1]) + c.malignancy_shift))
+    texture = _texture(float(rated.boosted_H[HEADS.index("texture")]))
+    malignancy = float(c.malignancy_probability(rated.boosted_H[1], rated.network_H[1], m.volume_mm3))
     side, zone = place_in_lungs(m.centre, series)
     return DetectedNodule(
         number=number,

@@ -54,7 +54,7 @@ def find_lungs(volume: Volume) -> Lungs:
         keep.append(int(order[1]) + 1)
     raw = np.isin(labels, keep)
     raw = _without_airways(raw, hu)
-    mask = _close(raw, work)
+    mask = ndimage.binary_fill_holes(_close(raw, work))  # a nodule that is wider than what is closed over
     millilitres = float(raw.sum()) * work.voxel_mm3 / 1000.0
     median_hu = float(np.median(hu[raw])) if raw.any() else 0.0
     return Lungs(mask, work, millilitres, median_hu, _failure(raw, millilitres, median_hu))

@@ -6,13 +6,22 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit
 
 from solutions.medical_imaging.boosting import BoostedRater
 from solutions.medical_imaging.files import InputError
 
+if TYPE_CHECKING:
+    from solutions.medical_imaging.network import NoduleNet
+
 WEIGHTS = Path(__file__).parent / "weights"
-BOOSTED, CALIBRATION = "boosted.json", "calibration.json"
-NAME = "Vigil nodules 0.1"
+BOOSTED, NETWORK, CALIBRATION = "boosted.json", "network.npz", "calibration.json"
+NAME = "Vigil nodules 0.2"
+F64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,17 +29,17 @@ class Calibration:
     """Everything that was fitted on validation patients.
 
     Args:
-        nodule_scale, nodule_shift: Platt's line from the second stage's logit to a probability.
-        malignancy_scale, malignancy_shift: the same for malignancy.
+        nodule: weights of the boosted and of the network's logit, and a shift, for the logit of a nodule.
+        malignancy: the same, with the logarithm of the volume in mm3 before the shift.
+        outline_level: probability of the network's outline at which its volumes are neither too large nor too small.
         show, sure: probabilities from which a place is shown as uncertain, and as a nodule.
         abstain_low, abstain_high: between them the malignancy model abstains.
         volume_low, volume_high: factors around the volume that hold 90 % of the readers' volumes.
     """
 
-    nodule_scale: float
-    nodule_shift: float
-    malignancy_scale: float
-    malignancy_shift: float
+    nodule: tuple[float, float, float]
+    malignancy: tuple[float, float, float, float]
+    outline_level: float
     show: float
     sure: float
     abstain_low: float
@@ -46,15 +55,28 @@ class Calibration:
                 f"volume_low={self.volume_low}, volume_high={self.volume_high}."
             )
 
+    def nodule_logit(self, boosted_N: ArrayLike, network_N: ArrayLike) -> F64:
+        b, n, shift = self.nodule
+        return np.asarray(b * np.asarray(boosted_N) + n * np.asarray(network_N) + shift, np.float64)
+
+    def nodule_probability(self, boosted_N: ArrayLike, network_N: ArrayLike) -> F64:
+        return np.asarray(expit(self.nodule_logit(boosted_N, network_N)))
+
+    def malignancy_probability(self, boosted_N: ArrayLike, network_N: ArrayLike, volume_mm3_N: ArrayLike) -> F64:
+        b, n, v, shift = self.malignancy
+        volume = np.log(np.maximum(np.asarray(volume_mm3_N, np.float64), 1.0))
+        return np.asarray(expit(b * np.asarray(boosted_N) + n * np.asarray(network_N) + v * volume + shift))
+
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=1) + "\n")
 
 
 @dataclass(frozen=True)
 class Models:
-    """What a model folder holds: the second stage and its calibration."""
+    """What a model folder holds: the two raters and their calibration."""
 
     second: BoostedRater
+    network: NoduleNet
     calibration: Calibration
     digest: str
 
@@ -63,13 +85,35 @@ class Models:
         """Load from a folder; the digest covers every byte that decides the output.
 
         Raises:
-            InputError: calibration or second stage are missing.
+            InputError: a file is missing.
         """
-        missing = [name for name in (BOOSTED, CALIBRATION) if not (folder / name).is_file()]
+        names = (BOOSTED, NETWORK, CALIBRATION)
+        missing = [name for name in names if not (folder / name).is_file()]
         if missing:
-            raise InputError(f"the model folder must hold {BOOSTED} and {CALIBRATION}. Missing: {', '.join(missing)}.")
+            raise InputError(f"the model folder must hold {', '.join(names)}. Missing: {', '.join(missing)}.")
         digest = hashlib.sha256()
-        for name in (BOOSTED, CALIBRATION):
+        for name in names:
             digest.update(name.encode() + (folder / name).read_bytes())
-        calibration = Calibration(**json.loads((folder / CALIBRATION).read_text()))
-        return cls(BoostedRater.load(folder / BOOSTED), calibration, digest.hexdigest())
+        values = json.loads((folder / CALIBRATION).read_text())
+        lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+        network = load_network(folder / NETWORK)
+        return cls(BoostedRater.load(folder / BOOSTED), network, Calibration(**values | lists), digest.hexdigest())
+
+
+def save_network(network: NoduleNet, path: Path) -> None:
+    """Weights in half precision."""
+    np.savez_compressed(
+        path, **{name: value.numpy().astype(np.float16) for name, value in network.state_dict().items()}
+    )
+
+
+def load_network(path: Path) -> NoduleNet:
+    """A network of the default settings with the weights of a file, for inference."""
+    import torch
+
+    from solutions.medical_imaging.network import NetworkSettings, NoduleNet
+
+    network = NoduleNet(NetworkSettings())
+    with np.load(path) as stored:
+        network.load_state_dict({name: torch.from_numpy(stored[name].astype(np.float32)) for name in stored.files})
+    return network.eval()

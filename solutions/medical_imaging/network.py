@@ -47,7 +47,7 @@ class NoduleNet(nn.Module):
     """(B, 1, M, M, M) scaled densities and (B,) log of the voxel size in mm -> NetworkOutput. M must be divisible by 8."""
 
     def __init__(self, settings: NetworkSettings) -> None:
-        from monai.networks.blocks import ResidualUnit
+        from monai.networks.blocks.convolutions import ResidualUnit
 
         super().__init__()
         self.settings = settings

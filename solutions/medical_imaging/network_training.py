@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from solutions.medical_imaging.cubes import M, cut_cube, scaled, voxel_mm
 from solutions.medical_imaging.data import RealScan
 from solutions.medical_imaging.insertion import GRID_MM, Layers, layers_of
 from solutions.medical_imaging.lidc import Nodule
+from solutions.medical_imaging.looking import Cube
 from solutions.medical_imaging.network import NetworkSettings, NoduleNet
 
 F32 = NDArray[np.float32]
@@ -32,11 +32,9 @@ SEEN_SPREAD = 0.25  # of the logarithm of the diameter that a candidate comes wi
 
 
 @dataclass(frozen=True)
-class Sample:
-    """A cube as the network takes it, its voxel size, the outline, and what each head should say (NaN: unknown)."""
+class Sample(Cube):
+    """A cube with the outline, and what each head should say (NaN: unknown)."""
 
-    x_MMM: F32
-    step_mm: float
     mask_MMM: F32
     target_H: F32
 
@@ -76,11 +74,15 @@ class NoduleSource:
     def none(self, i: int, rng: np.random.Generator, *, plain: bool = False) -> Sample:
         which, candidate = self.false[i]
         step = voxel_mm(candidate.diameter_mm * float(np.exp(rng.normal(0.0, 0.0 if plain else 0.15))))
-        z, y, x = (float(c + v) for c, v in zip(candidate.centre, rng.normal(0.0, 0.0 if plain else 0.5, 3), strict=True))
+        z, y, x = (
+            float(c + v) for c, v in zip(candidate.centre, rng.normal(0.0, 0.0 if plain else 0.5, 3), strict=True)
+        )
         hu = cut_cube(self.lungs[which].crop.hu_ZYX, WORKING, (z, y, x), step)
         if not plain and rng.random() < 0.5:
             layers = self.whole[int(rng.integers(len(self.whole)))]
-            alpha = cut_cube(layers.alpha_ZYX, layers.spacing, layers.centre, step) * _within(layers, layers.centre, step)
+            alpha = cut_cube(layers.alpha_ZYX, layers.spacing, layers.centre, step) * _within(
+                layers, layers.centre, step
+            )
             hu = alpha * hu + (1.0 - alpha) * self._lung(rng, step)
         target = np.full(self.target_NH.shape[1], np.nan, np.float32)
         target[0] = 0.0
@@ -100,7 +102,8 @@ def _within(layers: Layers, centre: tuple[float, float, float], step: float) -> 
         for c, s, n in zip(centre, layers.spacing, layers.hu_ZYX.shape, strict=True)
     ]
     z, y, x = (((index > -0.5) & (index < n - 0.5)).astype(np.float32) for index, n in axes)
-    return z[:, None, None] * y[None, :, None] * x[None, None, :]
+    inside: F32 = z[:, None, None] * y[None, :, None] * x[None, None, :]
+    return inside
 
 
 def _view(hu: F32, step: float, mask: F32, target: F32, rng: np.random.Generator, *, plain: bool) -> Sample:
@@ -121,8 +124,11 @@ def to_batch(samples: Sequence[Sample]) -> tuple[Tensor, Tensor, Tensor, Tensor]
     """Cubes (B, 1, M, M, M), log voxel sizes (B,), outlines (B, M, M, M), targets (B, H)."""
     x = torch.from_numpy(np.stack([s.x_MMM for s in samples]))[:, None]
     step = torch.log(torch.tensor([s.step_mm for s in samples], dtype=torch.float32))
-    return x, step, torch.from_numpy(np.stack([s.mask_MMM for s in samples])), torch.from_numpy(
-        np.stack([s.target_H for s in samples])
+    return (
+        x,
+        step,
+        torch.from_numpy(np.stack([s.mask_MMM for s in samples])),
+        torch.from_numpy(np.stack([s.target_H for s in samples])),
     )
 
 
@@ -183,7 +189,7 @@ def train_network(
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
                 loss = loss_of(net, to_batch(samples))
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             optimizer.step()
             rebalance_routers(net, 1.0 - step / steps)
@@ -193,15 +199,3 @@ def train_network(
             if step % 100 == 0:
                 say(f"epoch {epoch + 1} of {epochs}, step {step} of {steps}: loss {np.mean(recent[-100:]):.3f}")
     return net.eval()
-
-
-def outputs(net: NoduleNet, samples: Sequence[Sample], batch_size: int = 16) -> tuple[F32, NDArray[Any]]:
-    """Probabilities (N, M, M, M) of the outline, and ratings (N, H)."""
-    masks, ratings = [], []
-    with torch.inference_mode():
-        for begin in range(0, len(samples), batch_size):
-            x, step, _, _ = to_batch(samples[begin : begin + batch_size])
-            out = net(x, step)
-            masks.append(torch.sigmoid(out.mask_BMMM).numpy())
-            ratings.append(out.rating_BH.numpy())
-    return np.concatenate(masks), np.concatenate(ratings)

@@ -1,8 +1,8 @@
-"""Making of the shipped models: boosting on candidates of two real lungs and on real nodules placed in them.
+"""Making of the shipped models: boosting and a network, on candidates of two real lungs and on real nodules placed in them.
 
-Everything is split by patient: the third lung and the test patients stay out, thresholds and calibration come from
-validation patients and from lungs whose own candidates the model that rates them has not seen.
-N examples, F features, H heads.
+Everything is split by patient: the third lung and the test patients stay out; thresholds and calibration come from validation
+patients and from half a lung whose candidates neither rater has seen.
+N examples, F features, H heads, M side of a cube.
 """
 
 from __future__ import annotations
@@ -14,20 +14,32 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
-from core.calibration import Platt
 from solutions.medical_imaging.boosting import BoostedRater
 from solutions.medical_imaging.candidates import LOG_RADII_MM, Candidate, laplacian
+from solutions.medical_imaging.cubes import cut_cube, scaled, voxel_mm
 from solutions.medical_imaging.data import LidcData, RealScan, load_scan
 from solutions.medical_imaging.examples import HEADS, SIDE, corner, cut, features, make_example
 from solutions.medical_imaging.insertion import GRID_MM, make_patch, paste
 from solutions.medical_imaging.lidc import Nodule, Split, load_nodules, split_of
-from solutions.medical_imaging.models import BOOSTED, CALIBRATION, Calibration
+from solutions.medical_imaging.looking import Cube, look
+from solutions.medical_imaging.models import (
+    BOOSTED,
+    CALIBRATION,
+    NETWORK,
+    Calibration,
+    load_network,
+    save_network,
+)
+from solutions.medical_imaging.network import NetworkSettings, NoduleNet
 
 F32 = NDArray[np.float32]
 Say = Callable[[str], None]
 TRAINING_SCANS, HELD_OUT_SCAN = ("0002", "0003"), "0001"
-TRAINED_ON = 400  # nodules: a random choice of the training patients
+TRAINED_ON = 400  # nodules of the boosted rater: a random choice of the training patients
+EPOCHS = 10  # of the network
+HELD_SHARE = 0.5  # of a scan: what calibrates
 ROOM = 40  # side of the cube in which a nodule is placed
 APART_MM = 20.0  # of a placed nodule from every marked finding
 CLEAR_MM = 15.0  # around marked findings: a candidate there is neither right nor wrong
@@ -112,15 +124,19 @@ def targets(nodule: Nodule) -> F32:
     return np.array([1.0, float(malignancy >= MALIGNANT) if clear else np.nan, rated], np.float32)
 
 
-def false_candidates(scan: RealScan) -> F32:
-    """(N, F) of the candidates away from every marked finding: none of them is a nodule."""
+def false_places(scan: RealScan) -> list[Candidate]:
+    """The candidates away from every marked finding: none of them is a nodule."""
     marked = scan.avoid()
-    far = [
+    return [
         c
         for c in laplacian(scan.crop)[:LOOKED_AT]
         if all(np.linalg.norm((np.asarray(c.centre) - place) * GRID_MM) > CLEAR_MM for place in marked)
     ]
-    return np.stack([features(make_example(scan.crop.hu_ZYX, c)) for c in far])
+
+
+def features_at(scan: RealScan, candidates: Sequence[Candidate]) -> F32:
+    """(N, F) of candidates of a scan."""
+    return np.stack([features(make_example(scan.crop.hu_ZYX, c)) for c in candidates])
 
 
 def fit_rater(placed: Sequence[Placed], false: Sequence[F32], seed: int = 0) -> BoostedRater:
@@ -133,48 +149,141 @@ def fit_rater(placed: Sequence[Placed], false: Sequence[F32], seed: int = 0) -> 
 
 
 def build(data: Path, out: Path, cache: Path, *, seed: int = 0, say: Say = print) -> None:
-    """Train, calibrate and write the two files of a model folder.
+    """Train, calibrate and write the three files of a model folder.
 
     Args:
         cache: where the lungs of the complete scans are kept between calls.
     """
+    from solutions.medical_imaging.network_training import NoduleSource, train_network
+
     out.mkdir(parents=True, exist_ok=True)
     lidc = LidcData.find(data)
     lungs = [load_scan(lidc, name, cache) for name in TRAINING_SCANS]
     say("lungs read")
-    false = [false_candidates(lung) for lung in lungs]
-    say(f"{sum(map(len, false))} false candidates in {len(lungs)} lungs")
-    train = place_nodules(nodules_of(lidc, "train", TRAINED_ON), lungs, seed)
-    validation = place_nodules(nodules_of(lidc, "validation"), lungs, seed + 1)
-    say(f"{len(train)} nodules to train on, {len(validation)} to calibrate with")
-    rater = fit_rater(train, false, seed)
-    # each lung's candidates are rated by a model that has seen only the other's
-    others = [fit_rater(train, [f for k, f in enumerate(false) if k != i], seed) for i in range(len(false))]
-    crossed = np.concatenate([other.outputs(f)[:, 0] for other, f in zip(others, false, strict=True)])
-    calibration = calibrate(rater.outputs(np.stack([p.feature_F for p in validation])), validation, crossed, len(lungs))
+    places = [false_places(lung) for lung in lungs]
+    # the upper half of the last training lung calibrates: neither rater has seen its candidates
+    middle = lungs[-1].crop.hu_ZYX.shape[0] / 2
+    held = [c for c in places[-1] if c.centre[0] > middle]
+    seen = [*places[:-1], [c for c in places[-1] if c.centre[0] <= middle]]
+    all_train, validation = nodules_of(lidc, "train"), nodules_of(lidc, "validation")
+    false = [(k, c) for k, found in enumerate(seen) for c in found]
+    say(f"to train on: {len(all_train)} nodules, {len(false)} false candidates")
+    say(f"to calibrate with: {len(validation)} and {len(held)}")
+    rater = fit_rater(
+        place_nodules(nodules_of(lidc, "train", TRAINED_ON), lungs, seed),
+        [features_at(lung, found) for lung, found in zip(lungs, seen, strict=True)],
+        seed,
+    )
+    source = NoduleSource(all_train, target_array(all_train), lungs, false)
+    network = train_network(source, NetworkSettings(), epochs=EPOCHS, seed=seed, half=True, say=say)
+    save_network(network, out / NETWORK)
     rater.save(out / BOOSTED)
+    views = view(rater, load_network(out / NETWORK), validation, lungs, seed + 1)
+    none = opinions(rater, load_network(out / NETWORK), lungs[-1], held)
+    calibration = calibrate(views, none, HELD_SHARE)
     calibration.save(out / CALIBRATION)
     say(f"calibrated: {calibration}")
 
 
-def calibrate(output_NH: F32, placed: Sequence[Placed], false_N: NDArray[Any], scans: int) -> Calibration:
-    """Fit on validation nodules and on the logits of the false candidates of `scans` scans."""
-    # validation holds far more nodules per false candidate than a patient does
-    natural = np.repeat(false_N, max(round(len(placed) / PER_SCAN / scans), 1))
-    logit = np.concatenate([output_NH[:, 0], natural])
-    platt = Platt.fit(logit, np.repeat([1, 0], [len(placed), len(natural)]))
-    probability = platt(false_N)
-    target = np.array([p.target_H[1] for p in placed])
-    known = np.isfinite(target)
-    likely = Platt.fit(output_NH[known, 1], target[known].astype(int))
-    half = float(np.quantile(np.abs(likely(output_NH[known, 1]) - 0.5), ABSTAINED))
-    low, high = volume_factors(placed)
+def target_array(nodules: Sequence[Nodule]) -> F32:
+    return np.stack([targets(n) for n in nodules])
+
+
+@dataclass(frozen=True)
+class Views:
+    """Nodules as both raters see them.
+
+    Args:
+        boosted_NH, network_NH: outputs. target_NH: what they should be.
+        map_NMMM, mask_NMMM: the network's outline as probabilities, and the readers' consensus on the same grid.
+        voxel_N: mm3 of a voxel of those grids.
+    """
+
+    patient_N: NDArray[Any]
+    boosted_NH: F32
+    network_NH: F32
+    target_NH: F32
+    map_NMMM: F32
+    mask_NMMM: NDArray[np.bool_]
+    voxel_N: F32
+
+    def volumes(self, level: float) -> NDArray[np.float64]:
+        """(N,) mm3 of the outlines."""
+        return np.asarray((self.map_NMMM >= level).sum((1, 2, 3)) * self.voxel_N, np.float64)
+
+    @property
+    def true_volumes(self) -> NDArray[np.float64]:
+        return np.asarray(self.mask_NMMM.sum((1, 2, 3)) * self.voxel_N, np.float64)
+
+    def dice(self, level: float) -> NDArray[np.float64]:
+        """(N,) of the outlines with the consensus."""
+        found = self.map_NMMM >= level
+        both = (found & self.mask_NMMM).sum((1, 2, 3))
+        return np.asarray(2.0 * both / np.maximum(found.sum((1, 2, 3)) + self.mask_NMMM.sum((1, 2, 3)), 1))
+
+
+def view(
+    rater: BoostedRater, network: NoduleNet, nodules: Sequence[Nodule], lungs: Sequence[RealScan], seed: int
+) -> Views:
+    """Nodules with their own surroundings in random places of lungs, once for each rater."""
+    from solutions.medical_imaging.network_training import NoduleSource
+
+    placed = place_nodules(nodules, lungs, seed)
+    source, rng = NoduleSource(nodules, target_array(nodules), lungs, []), np.random.default_rng(seed)
+    samples = [source.nodule(i, rng, plain=True) for i in range(len(nodules))]
+    maps, ratings = look(network, samples)
+    return Views(
+        np.array([p.patient for p in placed]),
+        rater.outputs(np.stack([p.feature_F for p in placed])),
+        ratings,
+        np.stack([p.target_H for p in placed]),
+        maps,
+        np.stack([s.mask_MMM for s in samples]) > 0,
+        np.array([s.step_mm**3 for s in samples], np.float32),
+    )
+
+
+def opinions(
+    rater: BoostedRater, network: NoduleNet, scan: RealScan, candidates: Sequence[Candidate]
+) -> tuple[F32, F32]:
+    """Outputs (N, H) of the boosted rater and of the network on candidates of a scan."""
+    cubes = [
+        Cube(scaled(cut_cube(scan.crop.hu_ZYX, (GRID_MM,) * 3, c.centre, step)), step)
+        for c in candidates
+        for step in [voxel_mm(c.diameter_mm)]
+    ]
+    return rater.outputs(features_at(scan, candidates)), look(network, cubes)[1]
+
+
+def calibrate(views: Views, none: tuple[F32, F32], scans: float) -> Calibration:
+    """Fit on validation nodules and on the raters' outputs for the false candidates of `scans` scans."""
+    from sklearn.linear_model import LogisticRegression
+
+    logits = np.concatenate(
+        [np.stack([b[:, 0], n[:, 0]], axis=1) for b, n in ((views.boosted_NH, views.network_NH), none)]
+    )
+    is_nodule = np.repeat([1, 0], [len(views.target_NH), len(none[0])])
+    # a scan has PER_SCAN nodules, not as many as validation has patients
+    weight = np.where(is_nodule == 1, PER_SCAN * scans / len(views.target_NH), 1.0)
+    balanced = LogisticRegression(C=1.0, class_weight="balanced").fit(logits, is_nodule)
+    joined = logits @ balanced.coef_[0]
+    line = LogisticRegression(C=100.0, max_iter=1000).fit(joined[:, None], is_nodule, weight)
+    slope = float(line.coef_[0, 0])
+    nodule = (slope * float(balanced.coef_[0, 0]), slope * float(balanced.coef_[0, 1]), float(line.intercept_[0]))
+    level = unbiased_level(views)
+    volume = views.volumes(level)
+    known = np.isfinite(views.target_NH[:, 1])
+    columns = np.stack([views.boosted_NH[:, 1], views.network_NH[:, 1], np.log(np.maximum(volume, 1.0))], axis=1)[known]
+    likely = LogisticRegression(C=1.0, max_iter=1000).fit(columns, views.target_NH[known, 1].astype(int))
+    half = float(np.quantile(np.abs(likely.predict_proba(columns)[:, 1] - 0.5), ABSTAINED))
+    low, high = volume_factors(volume, views.true_volumes)
+    probability = expit(nodule[0] * none[0][:, 0] + nodule[1] * none[1][:, 0] + nodule[2])
     show = at_rate(probability, SHOWN_FALSE, scans)
+    b, n, v = (float(w) for w in likely.coef_[0])
     return Calibration(
-        nodule_scale=platt.slope,
-        nodule_shift=platt.intercept,
-        malignancy_scale=likely.slope,
-        malignancy_shift=likely.intercept,
+        nodule=nodule,
+        malignancy=(b, n, v, float(likely.intercept_[0])),
+        outline_level=level,
         show=show,
         sure=max(show, at_rate(probability, SURE_FALSE, scans)),
         abstain_low=0.5 - half,
@@ -184,15 +293,22 @@ def calibrate(output_NH: F32, placed: Sequence[Placed], false_N: NDArray[Any], s
     )
 
 
+def unbiased_level(views: Views) -> float:
+    """The level at which half of the outlines are larger than the readers' and half are smaller."""
+    levels = np.linspace(0.15, 0.85, 71)
+    bias = [float(np.median(np.log(np.maximum(views.volumes(t), 1e-3) / views.true_volumes))) for t in levels]
+    return float(levels[int(np.abs(bias).argmin())])
+
+
 def at_rate(probability_N: NDArray[Any], rate_per_scan: float, scans: float) -> float:
     """The probability that so many false candidates per scan reach."""
     falling = np.sort(probability_N)[::-1]
     return float(np.clip(falling[min(round(rate_per_scan * scans), len(falling) - 1)], 1e-4, 0.98))
 
 
-def volume_factors(placed: Sequence[Placed]) -> tuple[float, float]:
+def volume_factors(found_N: NDArray[Any], true_N: NDArray[Any]) -> tuple[float, float]:
     """Factors that turn a measured volume into an interval that holds 90 % of the consensus volumes."""
-    ratio = [p.true / p.found for p in placed if p.found > 0]
+    ratio = true_N[found_N > 0] / found_N[found_N > 0]
     level = min(1.0, np.ceil((len(ratio) + 1) * 0.95) / len(ratio))  # split conformal, both sides
     low, high = np.quantile(ratio, [1.0 - level, level])
     return float(min(low, 1.0)), float(max(high, 1.0))
