@@ -8,7 +8,16 @@ from scipy.special import expit
 
 from solutions.medical_imaging.boosting import BoostedRater
 from solutions.medical_imaging.examples import FEATURES, HEADS
-from solutions.medical_imaging.training import PER_SCAN, Placed, at_rate, calibrate, fit_rater, volume_factors
+from solutions.medical_imaging.training import (
+    PER_SCAN,
+    Placed,
+    Views,
+    at_rate,
+    calibrate,
+    fit_rater,
+    unbiased_level,
+    volume_factors,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -22,17 +31,43 @@ def placed(count: int) -> list[Placed]:
     return made
 
 
+def seen(count: int, larger: float = 1.0) -> Views:
+    """Nodules whose outlines are balls, at level .5 `larger` times the readers' volume."""
+    z, y, x = np.ogrid[:16, :16, :16]
+    distance = np.sqrt((z - 7.5) ** 2 + (y - 7.5) ** 2 + (x - 7.5) ** 2)
+    radius = RNG.uniform(3.0, 6.0, count)
+    maps = np.stack([expit(2.0 * (r * larger ** (1 / 3) - distance)) for r in radius]).astype(np.float32)
+    outputs = np.stack([RNG.normal(1.0, 1.0, count), RNG.normal(0.0, 1.0, count), np.ones(count)], 1).astype(np.float32)
+    target = np.stack([np.ones(count), np.resize((np.nan, 0.0, 1.0), count), np.ones(count)], 1).astype(np.float32)
+    return Views(
+        np.array([f"p{i}" for i in range(count)]),
+        outputs,
+        outputs + RNG.normal(0.0, 0.5, outputs.shape).astype(np.float32),
+        target,
+        maps,
+        np.stack([distance < r for r in radius]),
+        np.ones(count, np.float32),
+    )
+
+
 def test_probabilities_start_from_the_nodules_of_a_natural_scan() -> None:
-    nodules = placed(120)
-    false = RNG.normal(-1.0, 1.0, 500)
-    output = np.stack([RNG.normal(1.0, 1.0, 120), RNG.normal(0.0, 1.0, 120), np.ones(120)], 1).astype(np.float32)
-    c = calibrate(output, nodules, false, scans=2)
-    probability = expit(c.nodule_scale * false + c.nodule_shift)
-    of_nodules = expit(c.nodule_scale * output[:, 0] + c.nodule_shift)
+    views = seen(120)
+    none = tuple(RNG.normal(-1.0, 1.0, (500, 3)).astype(np.float32) for _ in range(2))
+    c = calibrate(views, none, scans=2)  # type: ignore[arg-type]
+    probability = c.nodule_probability(none[0][:, 0], none[1][:, 0])
+    of_nodules = c.nodule_probability(views.boosted_NH[:, 0], views.network_NH[:, 0])
     expected = PER_SCAN * of_nodules.mean() + probability.sum() / 2
-    assert expected == pytest.approx(PER_SCAN, rel=0.1)
+    assert expected == pytest.approx(PER_SCAN, rel=0.15)
+    assert of_nodules.mean() > 5.0 * probability.mean()
     assert c.show <= c.sure
     assert (probability >= c.show).sum() == pytest.approx(2 * 8, abs=2)
+
+
+@pytest.mark.parametrize("larger", [0.6, 1.0, 1.6])
+def test_the_level_takes_the_bias_out_of_the_volume(larger: float) -> None:
+    views = seen(60, larger)
+    ratio = views.volumes(unbiased_level(views)) / views.true_volumes
+    assert np.median(ratio) == pytest.approx(1.0, abs=0.1)
 
 
 def test_a_threshold_lets_so_many_false_places_through() -> None:
@@ -41,10 +76,9 @@ def test_a_threshold_lets_so_many_false_places_through() -> None:
 
 
 def test_the_interval_of_the_volume_holds_the_readers_volumes() -> None:
-    nodules = placed(200)
-    low, high = volume_factors(nodules)
-    inside = [low <= p.true / p.found <= high for p in nodules]
-    assert 0.88 <= np.mean(inside) <= 0.95
+    found, true = np.full(200, 100.0), RNG.uniform(60, 140, 200)
+    low, high = volume_factors(found, true)
+    assert 0.88 <= np.mean((low <= true / found) & (true / found <= high)) <= 0.95
 
 
 def test_boosting_learns_what_it_is_shown_and_reads_back_the_same(tmp_path_factory: pytest.TempPathFactory) -> None:
