@@ -1,4 +1,4 @@
-"""`vigil imaging`: check, review, sign."""
+"""`vigil imaging`: check, review, sign, evaluate."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pipelines.commands.shared import say
 
 app = typer.Typer(help="Lung nodules in chest CT: from a DICOM series to files for review.", no_args_is_help=True)
 
+Weights = Annotated[Path | None, typer.Option(help="Folder of other models than the shipped ones.")]
 SeriesUid = Annotated[str, typer.Option(help="Which series, when the folder holds several.")]
 
 
@@ -39,13 +40,22 @@ def review(
     series_uid: SeriesUid = "",
     record: Annotated[Path | None, typer.Option(help="JSON: age, risk, known_cancer, immunosuppressed.")] = None,
     report: Annotated[Path | None, typer.Option(help="Text of the radiologist's report, for discordance.")] = None,
-    weights: Annotated[Path | None, typer.Option(help="Folder of other models than the shipped ones.")] = None,
+    prior: Annotated[Path | None, typer.Option(help="Folder of an earlier review of the patient, for growth.")] = None,
+    weights: Weights = None,
 ) -> None:
     """Find nodules and write the files of a review; a refused series leaves refusal.json and exit code 3."""
     from solutions.medical_imaging.models import WEIGHTS
     from solutions.medical_imaging.review import review as run
 
-    found = run(series, out, series_uid=series_uid, record=record, report_text=report, weights=weights or WEIGHTS)
+    found = run(
+        series,
+        out,
+        series_uid=series_uid,
+        record=record,
+        report_text=report,
+        prior=prior,
+        weights=weights or WEIGHTS,
+    )
     say(f"{found['result']}: {len(found['nodules'])} places -> {out}")
 
 
@@ -68,3 +78,21 @@ def sign(
         raise InputError(f"`--set` must be NAME=VALUE. Received: {', '.join(set_ or [])}.")
     line = run(directory, Signature(nodule, action, reason, reader, edits))  # type: ignore[arg-type]
     say(f"signature {line['number']}: nodule {nodule} {action}")
+
+
+@app.command()
+def evaluate(
+    path: Annotated[Path, typer.Option(help="Folder that holds ct/ with LIDC-IDRI crops, scans and annotations.")],
+    weights: Weights = None,
+    json: Annotated[Path | None, typer.Option(help="Where to write the results object.")] = None,
+) -> None:
+    """What models are worth on held-out patients: FROC, Dice, volume bias, malignancy, calibration, cost, with baselines."""
+    from pipelines.commands.shared import var_dir
+    from solutions.medical_imaging.data import LidcData
+    from solutions.medical_imaging.evaluate import evaluate as run
+    from solutions.medical_imaging.models import WEIGHTS, Models
+
+    results = run(LidcData.find(path), Models.load(weights or WEIGHTS), var_dir() / "cache", say)
+    results.print()
+    if json is not None:
+        results.write(json)

@@ -10,10 +10,11 @@ from typing import Any
 from core.logs import EventLog
 from solutions.medical_imaging.codes import RefusedError
 from solutions.medical_imaging.exports.identity import study_key
-from solutions.medical_imaging.exports.writer import export, refuse
+from solutions.medical_imaging.exports.writer import Beside, export, refuse
 from solutions.medical_imaging.files import InputError
 from solutions.medical_imaging.gate import check
 from solutions.medical_imaging.models import WEIGHTS, Models
+from solutions.medical_imaging.priors import changes, study_of
 from solutions.medical_imaging.rules import Person
 
 EVENTS = EventLog("vigil.imaging", ("study", "verdict", "codes", "nodules", "uncertain", "slices", "seconds"))
@@ -26,13 +27,14 @@ def review(
     series_uid: str = "",
     record: Path | None = None,
     report_text: Path | None = None,
+    prior: Path | None = None,
     weights: Path = WEIGHTS,
 ) -> dict[str, Any]:
     """Gate, detection, exports; returns what `findings.json` holds.
 
     Raises:
         RefusedError: the gate refused; `refusal.json` says why.
-        InputError: record or report can not be used, or belong to another patient.
+        InputError: record, report or prior review can not be used, or belong to another patient.
     """
     import time
 
@@ -50,10 +52,12 @@ def review(
 
     written = None if report_text is None else read_text(report_text, patient_id)
     detection = detect(series, models, person)
-    notes = detection.notes
-    if written is not None:
-        notes += compare_with_text(detection, written)
-    found = export(series, detection, out, notes)
+    beside = Beside(
+        detection.notes,
+        () if written is None else compare_with_text(detection, written),
+        {} if prior is None else changes(prior, study_of(series), detection.nodules),
+    )
+    found = export(series, detection, out, beside)
     unsure = sum(n.assessment == "uncertain" for n in detection.nodules)
     EVENTS.info(
         "reviewed",

@@ -100,25 +100,25 @@ def read_text(path: Path, patient_id: str) -> Written:
 
 
 def compare_with_text(detection: Detection, written: Written) -> tuple[str, ...]:
-    """Disagreements between report and images, as sentences for the sheet; none when they agree."""
+    """Disagreements between report and images, as sentences; none when they agree."""
     sure = [n for n in detection.nodules if n.assessment == "nodule"]
     out = []
     if written.denies and sure:
-        out.append(f"discordance: the report denies nodules, {len(sure)} were found")
+        out.append(f"the report denies nodules, {len(sure)} were found")
     if written.present and not detection.nodules:
-        out.append(f"discordance: the report names {len(written.present)}, none was found")
+        out.append(f"the report names {len(written.present)}, none was found")
     for i, mention in enumerate(written.present, start=1):
         near = [n for n in detection.nodules if mention.side in (None, n.side)]
         if detection.nodules and not near:
-            out.append(f"discordance: mention {i} lies on the {mention.side}, nothing was found there")
+            out.append(f"mention {i} lies on the {mention.side}, nothing was found there")
         elif mention.size_mm is not None and near:
             closest = min(near, key=lambda n: abs(n.measurement.mean_mm - (mention.size_mm or 0.0)))
             ratio = closest.measurement.mean_mm / max(mention.size_mm, 0.1)
             if not 1 / SIZE_RATIO <= ratio <= SIZE_RATIO:
                 out.append(
-                    f"discordance: mention {i} measures {mention.size_mm:.0f} mm, "
+                    f"mention {i} measures {mention.size_mm:.0f} mm, "
                     f"the closest in size that was found {closest.measurement.mean_mm:.1f} mm"
                 )
     if len(written.present) > 1 and sure and len(sure) < len(written.present):
-        out.append(f"discordance: the report names {len(written.present)}, {len(sure)} were found")
+        out.append(f"the report names {len(written.present)}, {len(sure)} were found")
     return tuple(out)

@@ -34,3 +34,8 @@ class Identity:
 
 def study_key(study_uid: str) -> str:
     return hashlib.sha256(f"vigil study {study_uid}".encode()).hexdigest()[:16]
+
+
+def patient_key(patient_id: str) -> str:
+    """A pseudonym, to tell whether two reviews are of one patient. Written into the clinician's files only."""
+    return hashlib.sha256(f"vigil patient {patient_id}".encode()).hexdigest()[:16]

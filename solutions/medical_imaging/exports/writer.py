@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import uuid
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +23,39 @@ from solutions.medical_imaging.exports.sheet import render
 from solutions.medical_imaging.exports.sr import ReadReport, make_report, read_report
 from solutions.medical_imaging.files import InputError
 from solutions.medical_imaging.gate import Series
+from solutions.medical_imaging.priors import Change, study_of, to_json
 
 SEG, SR, SHEET, JSON, REFUSAL = "segmentation.dcm", "report.dcm", "review.html", "findings.json", "refusal.json"
 PARTIAL = ".partial-"
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What stands beside the nodules of a review.
+
+    Args:
+        notes: of the detection. discordance: where a written report says otherwise. changes: since a prior, by nodule number.
+    """
+
+    notes: tuple[str, ...] = ()
+    discordance: tuple[str, ...] = ()
+    changes: dict[int, Change] = field(default_factory=dict)
 
 
 class NoSpaceError(InputError):
     """The disk is full; nothing was left behind."""
 
 
-def export(series: Series, detection: Detection, out: Path, notes: tuple[str, ...] = ()) -> dict[str, Any]:
+def export(series: Series, detection: Detection, out: Path, beside: Beside | None = None) -> dict[str, Any]:
     """Write all files of a study; returns what `findings.json` holds. A repeated run changes nothing.
 
     Raises:
         InputError: the folder holds results of another series.
     """
+    beside = beside or Beside()
     first = series.first
     identity = Identity(str(first.StudyInstanceUID), str(first.SeriesInstanceUID), detection.model_digest)
-    digest = _digest(detection, identity, notes)
+    digest = _digest(detection, identity, beside)
     done = complete(out)
     if done is not None:
         if done["series_key"] != _series_key(identity):
@@ -57,8 +73,8 @@ def export(series: Series, detection: Detection, out: Path, notes: tuple[str, ..
     read = read_report(_parse(files[SR]))
     masks = {} if segmentation is None else read_segmentation(_parse(files[SEG]), series)
     _check_round_trip(detection, masks, read)
-    files[SHEET] = render(read, series.volume, masks, _context(series, identity, notes)).encode()
-    found = findings(read, series, identity, notes) | {
+    files[SHEET] = render(read, series.volume, masks, _context(series, identity, beside)).encode()
+    found = findings(read, series, identity, beside) | {
         "digest": digest,
         "series_key": _series_key(identity),
         "files": {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())},
@@ -92,7 +108,7 @@ def complete(out: Path) -> dict[str, Any] | None:
     return found
 
 
-def findings(read: ReadReport, series: Series, identity: Identity, notes: tuple[str, ...]) -> dict[str, Any]:
+def findings(read: ReadReport, series: Series, identity: Identity, beside: Beside) -> dict[str, Any]:
     """The JSON view of a report."""
     g = series.volume.geometry
     nodules = [
@@ -105,8 +121,9 @@ def findings(read: ReadReport, series: Series, identity: Identity, notes: tuple[
             "side": n.side,
             **n.numbers,
             **{key: list(words) for key, words in sorted(n.words.items())},
+            **({"growth": beside.changes[number].to_json()} if number in beside.changes else {}),
         }
-        for n in read.nodules
+        for number, n in enumerate(read.nodules, start=1)
     ]
     return {
         "result": read.result,
@@ -119,12 +136,14 @@ def findings(read: ReadReport, series: Series, identity: Identity, notes: tuple[
         "slices": g.shape[0],
         "spacing_mm": list(g.spacing),
         "lung_ml": round(series.lungs.millilitres),
-        "notes": list(notes),
+        "notes": list(beside.notes),
+        "discordance": list(beside.discordance),
+        "comparison": to_json(study_of(series)),
         "nodules": nodules,
     }
 
 
-def _context(series: Series, identity: Identity, notes: tuple[str, ...]) -> dict[str, str]:
+def _context(series: Series, identity: Identity, beside: Beside) -> dict[str, str]:
     g = series.volume.geometry
     lines = {
         "Study": identity.study_key,
@@ -132,15 +151,19 @@ def _context(series: Series, identity: Identity, notes: tuple[str, ...]) -> dict
         "Gate": series.report.decision + (f" ({', '.join(series.report.codes)})" if series.report.codes else ""),
         "Lungs": f"{series.lungs.millilitres / 1000:.1f} litres, median {series.lungs.median_hu:.0f} HU",
     }
-    return lines | ({"Notes": "; ".join(notes)} if notes else {})
+    if beside.changes:
+        lines["Since the prior"] = "; ".join(f"Nodule {n}: {c.text()}" for n, c in sorted(beside.changes.items()))
+    if beside.discordance:
+        lines["Discordance"] = "; ".join(beside.discordance)
+    return lines | ({"Notes": "; ".join(beside.notes)} if beside.notes else {})
 
 
 def _series_key(identity: Identity) -> str:
     return hashlib.sha256(identity.series_uid.encode()).hexdigest()[:16]
 
 
-def _digest(detection: Detection, identity: Identity, notes: tuple[str, ...]) -> str:
-    digest = hashlib.sha256(repr((identity, detection.model, notes)).encode())
+def _digest(detection: Detection, identity: Identity, beside: Beside) -> str:
+    digest = hashlib.sha256(repr((identity, detection.model, beside)).encode())
     for n in detection.nodules:
         plain = (n.number, n.segment.start, n.measurement, n.volume, n.mean_diameter, n.confidence, n.assessment)
         digest.update(repr((*plain, n.side, n.zone, n.texture, n.lung_rads, n.fleischner, n.malignancy)).encode())
