@@ -1,4 +1,4 @@
-"""`vigil imaging`: check, review, sign, evaluate."""
+"""`vigil imaging`: check, review, sign, rank, evaluate."""
 
 from __future__ import annotations
 
@@ -78,6 +78,18 @@ def sign(
         raise InputError(f"`--set` must be NAME=VALUE. Received: {', '.join(set_ or [])}.")
     line = run(directory, Signature(nodule, action, reason, reader, edits))  # type: ignore[arg-type]
     say(f"signature {line['number']}: nodule {nodule} {action}")
+
+
+@app.command("rank")
+def rank_command(
+    reviews: Annotated[list[Path], typer.Argument(help="Folders of reviews.")],
+    most: Annotated[int, typer.Option(min=1, help="How many to show.")] = 20,
+) -> None:
+    """List the nodules that a reader should sign next: those of which the models are least sure."""
+    from solutions.medical_imaging.labelling import rank
+
+    for asked in rank(reviews)[:most]:
+        print(f"{asked.doubt:5.0%} in doubt whether {asked.because:18s} {asked.nodule:12s} {asked.folder}")
 
 
 @app.command()

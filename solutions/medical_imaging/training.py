@@ -160,11 +160,7 @@ def build(data: Path, out: Path, cache: Path, *, seed: int = 0, say: Say = print
     lidc = LidcData.find(data)
     lungs = [load_scan(lidc, name, cache) for name in TRAINING_SCANS]
     say("lungs read")
-    places = [false_places(lung) for lung in lungs]
-    # the upper half of the last training lung calibrates: neither rater has seen its candidates
-    middle = lungs[-1].crop.hu_ZYX.shape[0] / 2
-    held = [c for c in places[-1] if c.centre[0] > middle]
-    seen = [*places[:-1], [c for c in places[-1] if c.centre[0] <= middle]]
+    seen, held = shared_out(lungs)
     all_train, validation = nodules_of(lidc, "train"), nodules_of(lidc, "validation")
     false = [(k, c) for k, found in enumerate(seen) for c in found]
     say(f"to train on: {len(all_train)} nodules, {len(false)} false candidates")
@@ -183,6 +179,14 @@ def build(data: Path, out: Path, cache: Path, *, seed: int = 0, say: Say = print
     calibration = calibrate(views, none, HELD_SHARE)
     calibration.save(out / CALIBRATION)
     say(f"calibrated: {calibration}")
+
+
+def shared_out(lungs: Sequence[RealScan]) -> tuple[list[list[Candidate]], list[Candidate]]:
+    """False candidates to train on, by lung, and those of the upper half of the last lung, to calibrate with."""
+    places = [false_places(lung) for lung in lungs]
+    middle = lungs[-1].crop.hu_ZYX.shape[0] / 2
+    held = [c for c in places[-1] if c.centre[0] > middle]
+    return [*places[:-1], [c for c in places[-1] if c.centre[0] <= middle]], held
 
 
 def target_array(nodules: Sequence[Nodule]) -> F32:
