@@ -52,7 +52,7 @@ bench-fraud-faults: setup ## 200 kills; needs Apache Kafka
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.fraud_faults
 
 bench-imaging: setup ## what the shipped imaging models are worth on held-out patients
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.imaging_quality
+	for name in quality active backbone; do OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.imaging_$$name || exit; done
 
 clean:
 	rm -rf .venv var build *.egg-info .mypy_cache .ruff_cache .hypothesis

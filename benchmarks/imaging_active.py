@@ -29,9 +29,10 @@ ENOUGH = 0.99  # of the area under the curve that all opinions give
 F64 = NDArray[np.float64]
 
 
-def rounds(
-    x_NF: F64, y_N: NDArray[Any], test: tuple[F64, NDArray[Any]], *, doubtful: bool, seed: int
-) -> list[tuple[int, int, float]]:
+Round = tuple[int, int, float]
+
+
+def rounds(x_NF: F64, y_N: NDArray[Any], test: tuple[F64, NDArray[Any]], *, doubtful: bool, seed: int) -> list[Round]:
     """(opinions, corrections among them, AUC on the test patients) after every round."""
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(y_N))

@@ -58,8 +58,9 @@ def test_the_readme_tree_is_the_real_tree() -> None:
 
 
 def test_the_readme_figures_are_the_results() -> None:
-    text = (ROOT / "README.md").read_text()
-    assert readme.rendered(text) == text, "run `python -m benchmarks.readme`"
+    for page in readme.PAGES:
+        text = page.read_text()
+        assert readme.rendered(text) == text, f"{page.name}: run `python -m benchmarks.readme`"
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)

@@ -174,11 +174,22 @@ def build(data: Path, out: Path, cache: Path, *, seed: int = 0, say: Say = print
     network = train_network(source, NetworkSettings(), epochs=EPOCHS, seed=seed, half=True, say=say)
     save_network(network, out / NETWORK)
     rater.save(out / BOOSTED)
-    views = view(rater, load_network(out / NETWORK), validation, lungs, seed + 1)
-    none = opinions(rater, load_network(out / NETWORK), lungs[-1], held)
-    calibration = calibrate(views, none, HELD_SHARE)
+    calibration = fit_calibration(rater, load_network(out / NETWORK), lungs, held, validation, seed + 1)
     calibration.save(out / CALIBRATION)
     say(f"calibrated: {calibration}")
+
+
+def fit_calibration(
+    rater: BoostedRater,
+    network: NoduleNet,
+    lungs: Sequence[RealScan],
+    held: Sequence[Candidate],
+    validation: Sequence[Nodule],
+    seed: int,
+) -> Calibration:
+    """held: false candidates of the last lung that neither rater has seen."""
+    views = view(rater, network, validation, lungs, seed)
+    return calibrate(views, opinions(rater, network, lungs[-1], held), HELD_SHARE)
 
 
 def shared_out(lungs: Sequence[RealScan]) -> tuple[list[list[Candidate]], list[Candidate]]:
