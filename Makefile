@@ -4,7 +4,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DAGSTER_HOME ?= $(CURDIR)
 
 .PHONY: setup demo test check ui clean bench-core bench-maintenance bench-imaging
-.PHONY: bench-fraud bench-fraud-speed bench-fraud-stream bench-fraud-faults
+.PHONY: bench-fraud bench-fraud-speed bench-fraud-stream bench-fraud-faults bench-fraud-sharing
 
 setup: .venv/ready ## build .venv from requirements.lock
 
@@ -37,10 +37,9 @@ bench-fraud: setup ## every figure of the fraud solution; QUICK=--quick for one 
 bench-core: setup ## what the mixture of experts brings
 	$(BIN)/python -m benchmarks.core_moe
 
-bench-maintenance: setup ## C-MAPSS, Azure PdM, the simulated fleet, work-order text; about an hour of one core
+bench-maintenance: setup ## C-MAPSS, Azure PdM, the simulated fleet, work-order text; some hours of one core
 	for subset in FD001 FD002 azure; do OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.maintenance_quality $$subset || exit; done
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.maintenance_fleet
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.maintenance_text
+	for what in "fleet 3" "fleet azure" "update regime" "update mode 1" text; do OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.maintenance_$$what || exit; done
 
 bench-fraud-speed: setup ## replay, latency at 10 k and 1 M nodes, soak (VIGIL_SOAK_SECONDS=600)
 	$(BIN)/python -m benchmarks.fraud_speed
@@ -50,6 +49,9 @@ bench-fraud-stream: setup ## Kafka to Kafka latency and rate; needs Apache Kafka
 
 bench-fraud-faults: setup ## 200 kills; needs Apache Kafka
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.fraud_faults
+
+bench-fraud-sharing: setup ## workers that share partitions; needs Apache Kafka
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.fraud_sharing
 
 bench-imaging: setup ## what the shipped imaging models are worth on held-out patients
 	for name in quality active backbone; do OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.imaging_$$name || exit; done
