@@ -43,6 +43,7 @@ bench-maintenance: setup ## C-MAPSS, Azure PdM, the simulated fleet, work-order 
 
 bench-fraud-speed: setup ## replay, latency at 10 k and 1 M nodes, soak (VIGIL_SOAK_SECONDS=600)
 	$(BIN)/python -m benchmarks.fraud_speed
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.fraud_profile
 
 bench-fraud-stream: setup ## Kafka to Kafka latency and rate; needs Apache Kafka (see CONTRIBUTING.md)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.fraud_stream
