@@ -16,7 +16,7 @@ from typing import Any
 
 from solutions.fraud.decisions import ACTIONS
 from solutions.fraud.messages import Payment, Score
-from solutions.fraud.wire import StreamError, StreamSettings, connect
+from solutions.fraud.wire import StreamError, StreamSettings, connect, reader
 
 Place = tuple[str, int, int]  # topic, partition, offset
 WAIT_MS = 200
@@ -114,17 +114,10 @@ def read_changelog(settings: StreamSettings, start: int) -> list[Marker]:
     Raises:
         RecoveryError: one is missing between two of the same worker.
     """
-    from kafka import KafkaConsumer, TopicPartition
+    from kafka import TopicPartition
 
     tp = TopicPartition(settings.changelog, 0)
-    consumer = connect(
-        KafkaConsumer,
-        settings,
-        group_id=None,
-        isolation_level="read_committed",
-        auto_offset_reset="earliest",
-        fetch_max_wait_ms=10,
-    )
+    consumer = reader(settings)
     try:
         consumer.assign([tp])
         consumer.seek(tp, start)

@@ -19,7 +19,7 @@ import pandas as pd
 from solutions.fraud.messages import BadRecordError, Label, Payment, parse_label, parse_payment
 from solutions.fraud.operate import Workspace, write_frame
 from solutions.fraud.ownership import all_partitions
-from solutions.fraud.wire import StreamError, StreamSettings, connect, insist
+from solutions.fraud.wire import StreamError, StreamSettings, insist, reader
 
 WAITING = 100_000  # labels that are kept for payments which may still come
 WAIT_MS = 200
@@ -66,16 +66,8 @@ def collect(settings: StreamSettings, workspace: Workspace, *, maturity_days: fl
 
 def _everything(settings: StreamSettings, offsets: dict[tuple[str, int], int]) -> Iterator[Any]:
     """Records from `offsets` on, up to what was there at the beginning; moves `offsets` along."""
-    from kafka import KafkaConsumer
 
-    consumer = connect(
-        KafkaConsumer,
-        settings,
-        group_id=None,
-        isolation_level="read_committed",
-        auto_offset_reset="earliest",
-        fetch_max_wait_ms=10,
-    )
+    consumer = reader(settings)
     try:
         partitions = all_partitions(consumer, settings)
         consumer.assign(partitions)

@@ -14,7 +14,7 @@ from typing import Any
 from solutions.fraud.changelog import Marker, RecoveryError
 from solutions.fraud.recovery import Recovered, Told, tell
 from solutions.fraud.tail import Partition, TailReader
-from solutions.fraud.wire import StreamSettings, connect, insist
+from solutions.fraud.wire import StreamSettings, insist, reader
 
 EVERY_SECONDS = 0.003  # looking costs some 0.1 ms
 WAIT_MS = 20
@@ -24,19 +24,12 @@ class Follower:
     """Reads the changelog on from where the state stands."""
 
     def __init__(self, settings: StreamSettings, state: Recovered, take_over: Callable[[Sequence[Told]], None]) -> None:
-        from kafka import KafkaConsumer, TopicPartition
+        from kafka import TopicPartition
 
         self.settings, self.state, self._take_over = settings, state, take_over
         self._changelog = TopicPartition(settings.changelog, 0)
         self._markers: deque[Marker] = deque()
-        self._consumer = connect(
-            KafkaConsumer,
-            settings,
-            group_id=None,
-            isolation_level="read_committed",
-            auto_offset_reset="earliest",
-            fetch_max_wait_ms=10,
-        )
+        self._consumer = reader(settings)
         self._consumer.assign([self._changelog])
         self._consumer.seek(self._changelog, state.changelog_next)
         self._reader = TailReader(settings, {})

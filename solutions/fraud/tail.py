@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from solutions.fraud.changelog import Marker, Place, RecoveryError
-from solutions.fraud.wire import StreamSettings, connect
+from solutions.fraud.wire import StreamSettings, reader
 
 Partition = tuple[str, int]
 WAIT_MS = 200
@@ -18,17 +18,9 @@ class TailReader:
     """Records of some partitions from given offsets on; each is given out once, in any order within what was read ahead."""
 
     def __init__(self, settings: StreamSettings, start: Mapping[Partition, int]) -> None:
-        from kafka import KafkaConsumer
 
         self.settings = settings
-        self.consumer = connect(
-            KafkaConsumer,
-            settings,
-            group_id=None,
-            isolation_level="read_committed",
-            auto_offset_reset="earliest",
-            fetch_max_wait_ms=10,
-        )
+        self.consumer = reader(settings)
         self._records: dict[Partition, dict[int, Any]] = {}
         self.watch(start)
 

@@ -119,6 +119,20 @@ def connect(make: Callable[..., Any], settings: StreamSettings, **options: Any) 
             time.sleep(0.2)
 
 
+def reader(settings: StreamSettings) -> Any:
+    """A consumer of committed records that belongs to no group: partitions and offsets are told to it."""
+    from kafka import KafkaConsumer
+
+    return connect(
+        KafkaConsumer,
+        settings,
+        group_id=None,
+        isolation_level="read_committed",
+        auto_offset_reset="earliest",
+        fetch_max_wait_ms=10,
+    )
+
+
 def insist(settings: StreamSettings, call: Callable[[], Any]) -> Any:
     """Ask again while the broker is away, for a bounded time; only for calls that may be made twice.
 
