@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import resource
 import subprocess
 import time
@@ -22,6 +21,8 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from core.files import replacing
 
 F64 = NDArray[np.float64]
 Bool = NDArray[np.bool_]
@@ -149,13 +150,8 @@ class Results:
 
     def write(self, path: Path) -> None:
         """Write atomically: a reader sees the old file or the new one."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        try:
+        with replacing(path) as temporary:
             temporary.write_text(json.dumps(self.to_json(), indent=1, allow_nan=False, default=_plain) + "\n")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def print(self, metrics: tuple[str, ...] | None = None) -> None:
         """Print one row per model; published rows are marked."""

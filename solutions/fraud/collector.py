@@ -16,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 
+from core.files import replacing
 from solutions.fraud.messages import BadRecordError, Label, Payment, parse_label, parse_payment
 from solutions.fraud.operate import Workspace, write_frame
 from solutions.fraud.ownership import all_partitions
@@ -58,9 +59,8 @@ def collect(settings: StreamSettings, workspace: Workspace, *, maturity_days: fl
     added = _add(workspace, _frame(list(payments.values()), maturity_days))
     waiting = _apply(workspace, labels)
     state = {"offsets": [[*place, offset] for place, offset in offsets.items()], "waiting": waiting[-WAITING:]}
-    temporary = noted.with_suffix(".tmp")
-    temporary.write_text(json.dumps(state))
-    temporary.replace(noted)
+    with replacing(noted) as temporary:
+        temporary.write_text(json.dumps(state))
     return Collected(added, len(labels) - len(waiting), len(waiting))
 
 

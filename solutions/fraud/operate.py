@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from core.files import replacing
 from core.promotion import Verdict, decide
 from core.results import sha256_file
 from core.tracking import Tracker
@@ -69,10 +70,8 @@ class Source:
 
 def write_frame(frame: pd.DataFrame, path: Path) -> None:
     """Replace a parquet file in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    frame.to_parquet(temporary, index=False)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        frame.to_parquet(temporary, index=False)
 
 
 def ingest(source: Source, days: list[str], workspace: Workspace) -> dict[str, int]:

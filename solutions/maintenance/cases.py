@@ -8,7 +8,6 @@ asset and the hour it opened, so that scoring the same hours again (late data, a
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from core.files import replacing
 from core.tables import InputError
 from solutions.maintenance.alarms import WARNING, Episode
 from solutions.maintenance.data import HOUR, History
@@ -81,10 +81,8 @@ class CaseBook:
             self.cases = [Case(**case) for case in json.loads(path.read_text())]
 
     def save(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps([asdict(case) for case in self.cases], indent=1))
-        os.replace(temporary, self.path)
+        with replacing(self.path) as temporary:
+            temporary.write_text(json.dumps([asdict(case) for case in self.cases], indent=1))
 
     def active(self) -> list[Case]:
         """Cases that wait for a finding, the most pressing first."""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from core.continual.drift import DriftReport, detect
 from core.continual.updater import UpdatePlan, Updater
+from core.files import replacing
 from solutions.maintenance.change import Change
 from solutions.maintenance.data import History
 from solutions.maintenance.labels import make_labels
@@ -151,8 +152,6 @@ def update_when_due(
     champion = Monitor.load(workspace.model(serving))
     update = carry_out(champion, history, outlook.change, outlook.plan, settings, seed=seed, progress=progress)
     save_challenger(update.monitor, update.window, workspace, run)
-    workspace.update(run).parent.mkdir(parents=True, exist_ok=True)
-    temporary = workspace.update(run).with_suffix(".tmp")
-    temporary.write_text(json.dumps(update.record() | {"from": serving}, indent=1))
-    temporary.replace(workspace.update(run))
+    with replacing(workspace.update(run)) as temporary:
+        temporary.write_text(json.dumps(update.record() | {"from": serving}, indent=1))
     return update

@@ -17,10 +17,10 @@ from solutions.maintenance.operate import Workspace, champion_run
 from solutions.maintenance.simulator import FleetSettings, simulate
 from tests.solutions.maintenance.fleets import write
 
-TRAIN = ["train:fit:2", "train:save:1", "train:write:1", "train:replace:1", "train:register:1", "train:promote:1",
-         "train:replace:2"]  # fmt: skip
-SCORE = ["score:write:1", "score:replace:1", "score:write:2", "score:replace:4"]
-CASES = ["cases:os_replace:1"]
+TRAIN = ["train:fit:2", "train:save:1", "train:write:1", "train:move:1", "train:register:1", "train:promote:1",
+         "train:move:2"]  # fmt: skip
+SCORE = ["score:write:1", "score:move:1", "score:write:2", "score:move:4"]
+CASES = ["cases:move:1"]
 
 
 def steps(var: Path, folder: Path, points: list[str]) -> list[int]:
@@ -68,6 +68,10 @@ def test_scores_cases_and_models_are_those_of_an_uninterrupted_run(workspaces: t
     assert books[0].cases == books[1].cases
     active = [case.asset for case in books[1].active()]
     assert len(active) == len(set(active))
+
+
+def test_no_temporary_file_is_left(workspaces: tuple[Path, Path, list[int]]) -> None:
+    assert sorted((workspaces[1] / "maintenance").rglob("*.tmp")) == []
 
 
 def test_no_tracking_run_is_left_open(workspaces: tuple[Path, Path, list[int]]) -> None:

@@ -20,12 +20,13 @@ from typing import Any
 import dagster as dg
 import torch
 
+import core.files
 import core.tracking
 import solutions.maintenance.model
 import solutions.maintenance.monitor
 from pipelines.defs import maintenance
 from pipelines.resources import VarResource
-from solutions.maintenance import cases, operate
+from solutions.maintenance import operate
 from solutions.maintenance.simulator import FLEET_COLUMNS
 from tests.solutions.maintenance.fleets import tiny_task
 
@@ -34,8 +35,7 @@ POINTS: dict[str, tuple[Any, str]] = {
     "fit": (solutions.maintenance.model, "train_network"),
     "save": (solutions.maintenance.monitor.Monitor, "save"),
     "write": (operate, "_write"),
-    "replace": (Path, "replace"),
-    "os_replace": (cases.os, "replace"),
+    "move": (core.files, "_move"),
     "register": (core.tracking.Tracker, "register"),
     "promote": (core.tracking.Tracker, "promote"),
 }
