@@ -33,6 +33,7 @@ from solutions.maintenance.alarms import (
     AlarmSettings,
     Costs,
     EventFigures,
+    Policy,
     cost_curve,
     episodes,
     f1_threshold,
@@ -166,6 +167,9 @@ def judge_seed(
         found.add("ap_72", "ap", positive[known], p[known], unit[known])
         found.add("ap_24_72", "ap", positive[between], p[between], unit[between])
         alarms(name, before, p, trained, tested, prepared, cut_hour, found, extra)
+        if name == "fused":  # the same scores with the threshold that warns most
+            most = rows.setdefault("fused_most_warnings", Collected())
+            alarms(name, before, p, trained, tested, prepared, cut_hour, most, extra, policy="warnings")
 
 
 def alarms(
@@ -178,14 +182,15 @@ def alarms(
     cut_hour: int,
     found: Collected,
     extra: dict[str, Any],
+    policy: Policy = "cost",
 ) -> None:
-    """The cheapest threshold of the training days within the budget, as `fit_monitor` chooses it, judged on test days."""
+    """The threshold that the training days chose within the budget, as `fit_monitor` does, judged on test days."""
     panel, costs = prepared.panel, Costs()
     past = [f for f in failures_in(panel, prepared.history, trained) if f[1] < cut_hour]
     curve = cost_curve(
         before, panel.asset_R[trained], panel.hour_R[trained], past, costs=costs, settings=AlarmSettings()
     )
-    setting = AlarmSettings(threshold=curve.best(budget=BUDGET))
+    setting = AlarmSettings(threshold=curve.choose(policy, budget=BUDGET))
     failures = failures_in(panel, prepared.history, tested)
     asset_N, hour_N = panel.asset_R[tested], panel.hour_R[tested]
     opened = episodes(p, asset_N, hour_N, setting)
@@ -200,7 +205,7 @@ def alarms(
         found.add("lead_hours", median, np.zeros(int(caught.sum())), leads[caught], owner[caught])
     bill = costs.of(opened, failures)
     found.put(cost_per_asset_month=bill / months)
-    if name == "fused":
+    if name == "fused" and policy == "cost":
         labels = make_labels(prepared.history, panel, until_hour=cut_hour - 1).at(trained)
         f1 = float(np.clip(f1_threshold(before, labels.within(72.0)[0]), 1e-6, 1.0))
         customary = costs.of(episodes(p, asset_N, hour_N, AlarmSettings(threshold=f1)), failures)

@@ -12,8 +12,18 @@ import torch
 from benchmarks.common import RESULTS, Clock, data
 from solutions.maintenance.evaluate import evaluate_azure, evaluate_cmapss
 
-LIVES = ("rmse_clipped", "rmse", "nasa_score", "coverage_90", "width_90")
-EVENTS = ("ap_24", "ap_72", "ap_24_72", "ece", "brier", "recall", "lead_hours", "false_per_asset_month")
+LIVES = ("rmse_clipped", "rmse", "nasa_score", "nasa_score_cautious", "coverage_90", "width_90")
+EVENTS = (
+    "ap_24",
+    "ap_72",
+    "ap_24_72",
+    "ece",
+    "brier",
+    "recall",
+    "lead_hours",
+    "recall_warnings",
+    "lead_hours_warnings",
+)
 
 
 def main(name: str, seeds: int) -> None:

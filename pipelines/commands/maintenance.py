@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from pipelines.commands.shared import Tracking, find_model, say, var_dir
+
+
+class Policy(StrEnum):
+    """The cheapest threshold, or the one that warns of most failures."""
+
+    cost = "cost"
+    warnings = "warnings"
+
 
 app = typer.Typer(help="Failure prediction from sensors and logs.", no_args_is_help=True)
 
@@ -38,6 +47,7 @@ def train(
     path: Folder,
     out: Annotated[Path, typer.Option(help="Directory of the model.")],
     columns: Columns = "",
+    alarms: Annotated[Policy, typer.Option(help="What the threshold is chosen for, within the budget.")] = Policy.cost,
     seed: int = 0,
 ) -> None:
     """Train on a folder of tables: failure model, sensor health, normal operation, alarm threshold."""
@@ -45,7 +55,7 @@ def train(
     from solutions.maintenance.task import recurring_task
 
     history, _ = _usable(path, columns, with_cases=True)
-    monitor, _, _ = fit_monitor(history, recurring_task(), seed=seed, progress=say)
+    monitor, _, _ = fit_monitor(history, recurring_task(), policy=alarms.value, seed=seed, progress=say)
     monitor.save(out)
     alarm = monitor.alarm
     say(

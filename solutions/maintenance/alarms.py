@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 HOURS_PER_MONTH = 730.0
+Policy = Literal["cost", "warnings"]  # what a threshold is chosen for, within the budget of false cases
 WARNING = 168.0  # hours before a failure within which a case has warned of it; a case that no failure follows ends then
 
 
@@ -179,6 +181,17 @@ class CostCurve:
             len(self.thresholds) - 1
         ]
         return self.thresholds[min(allowed, key=lambda i: (self.costs[i], -self.thresholds[i]))]
+
+    def most_warnings(self, *, budget: float) -> float:
+        """The threshold that warns of most failures within a budget of false cases; of equals, the earliest warnings."""
+        allowed = [i for i, f in enumerate(self.figures) if f.false_per_asset_month <= budget] or [
+            len(self.thresholds) - 1
+        ]
+        return self.thresholds[max(allowed, key=lambda i: (self.figures[i].caught, self.figures[i].lead_hours))]
+
+    def choose(self, policy: Policy, *, budget: float) -> float:
+        """By cost, or by warnings."""
+        return self.best(budget=budget) if policy == "cost" else self.most_warnings(budget=budget)
 
 
 def cost_curve(

@@ -21,7 +21,7 @@ from core.results import Results, bootstrap_interval, measured, summarise
 from solutions.maintenance.alarms import AlarmSettings, Costs, cost_curve, episodes, f1_threshold, judge
 from solutions.maintenance.data import InputError
 from solutions.maintenance.features import Featurizer
-from solutions.maintenance.hazard import Curves, nasa_score
+from solutions.maintenance.hazard import Curves, cautious_life, nasa_score
 from solutions.maintenance.labels import Labels, make_labels
 from solutions.maintenance.model import FailureModel, OutOfFold, Prepared, Progress, fit_model
 from solutions.maintenance.panel import Panel, hours_of, make_panel
@@ -143,6 +143,7 @@ def _add_lives(found: Collected, curves: Curves, model: FailureModel, name: str,
     found.add("rmse_clipped", rmse, clipped_A, life_A, unit_A)
     found.add("rmse", rmse, left_A, life_A, unit_A)
     found.add("nasa_score", nasa, clipped_A, life_A, unit_A)
+    found.add("nasa_score_cautious", nasa, clipped_A, cautious_life(curves), unit_A)
     found.add("coverage_90", mean_score, clipped_A, inside, unit_A)
     found.add("width_90", mean_score, clipped_A, high - low, unit_A)
 
@@ -247,11 +248,10 @@ def judge_alarms(model: FailureModel, held: OutOfFold, fleet: Fleet, found: Coll
     rows = held.rows[order]
     p = model.curves_of({model.best: held.raw[model.best][order]}, model.best).fails_within(72.0)
     train_failures = failures_in(panel, history, np.flatnonzero(fleet.train_R))
-    curve = cost_curve(
-        p, panel.asset_R[rows], panel.hour_R[rows], train_failures, costs=costs, settings=settings, horizon=72.0
-    )
+    curve = cost_curve(p, panel.asset_R[rows], panel.hour_R[rows], train_failures, costs=costs, settings=settings)
     chosen = {
-        "budget": curve.best(budget=BUDGET),
+        "cost": curve.best(budget=BUDGET),
+        "warnings": curve.most_warnings(budget=BUDGET),
         "f1": f1_threshold(p, fleet.known.at(rows).within(72.0)[0]),
     }
     tested, failures = fleet.test, failures_in(panel, history, fleet.test)
@@ -260,15 +260,18 @@ def judge_alarms(model: FailureModel, held: OutOfFold, fleet: Fleet, found: Coll
     for name, threshold in chosen.items():
         alarm = replace(settings, threshold=float(np.clip(threshold, 1e-6, 1.0)))
         opened = episodes(score, panel.asset_R[tested], panel.hour_R[tested], alarm)
-        figures = judge(opened, failures, float(len(tested)), horizon=168.0)
-        outcome |= {f"{name}_threshold": alarm.threshold, f"{name}_cost": costs.of(opened, failures, horizon=168.0)}
-        if name == "budget":
+        figures = judge(opened, failures, float(len(tested)))
+        outcome |= {f"{name}_threshold": alarm.threshold, f"{name}_cost": costs.of(opened, failures)}
+        if name != "f1":
+            end = "" if name == "cost" else "_warnings"
             found.put(
-                recall=figures.recall,
-                lead_hours=figures.lead_hours,
-                false_per_asset_month=figures.false_per_asset_month,
+                **{
+                    f"recall{end}": figures.recall,
+                    f"lead_hours{end}": figures.lead_hours,
+                    f"false_per_asset_month{end}": figures.false_per_asset_month,
+                }
             )
-    outcome["ratio"] = outcome["budget_cost"] / max(outcome["f1_cost"], 1e-9)
+    outcome["ratio"] = outcome["cost_cost"] / max(outcome["f1_cost"], 1e-9)
     return outcome
 
 
@@ -324,7 +327,7 @@ def run_evaluation(
         raise InputError(f"`--seeds` must be >= 1. Received: seeds={seeds}.")
     if dataset == "cmapss":
         results = evaluate_cmapss(folder, subset, seeds=seeds, progress=progress)
-        results.print(("rmse_clipped", "rmse", "nasa_score", "coverage_90", "width_90"))
+        results.print(("rmse_clipped", "rmse", "nasa_score", "nasa_score_cautious", "coverage_90", "width_90"))
     else:
         results = evaluate_azure(folder, seeds=seeds, progress=progress)
         results.print(("ap_24", "ap_72", "ap_24_72", "ece", "brier", "recall", "lead_hours", "false_per_asset_month"))

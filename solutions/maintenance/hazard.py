@@ -120,6 +120,21 @@ def negative_log_likelihood(curves: Curves, life_N: F64, failed_N: NDArray[np.bo
     return float(terms.sum(axis=1).mean())
 
 
+def cautious_life(curves: Curves, step: float = 0.5) -> F64:
+    """(N,) the life whose expected NASA score is least: late predictions cost more than early ones.
+
+    What survives the last edge counts as failing there.
+    """
+    edges = np.asarray(curves.edges)
+    fine = np.arange(step / 2.0, edges[-1], step)
+    ends = np.stack([1.0 - curves.fails_within(float(min(t + step / 2.0, edges[-1]))) for t in fine], axis=1)
+    mass = np.concatenate([-np.diff(ends, axis=1, prepend=1.0), ends[:, -1:]], axis=1)
+    lives = np.append(fine, edges[-1])
+    error_PT = lives[:, None] - lives[None, :]
+    loss_PT = np.where(error_PT < 0.0, np.expm1(-error_PT / 13.0), np.expm1(error_PT / 10.0))
+    return np.asarray(lives[(mass @ loss_PT.T).argmin(axis=1)])
+
+
 def nasa_score(error_N: F64) -> float:
     """Sum of exp(-e/13) - 1 for early and exp(e/10) - 1 for late predictions, e = predicted - true (Saxena et al. 2008)."""
     return float(np.where(error_N < 0.0, np.expm1(-error_N / 13.0), np.expm1(error_N / 10.0)).sum())

@@ -206,25 +206,27 @@ def fit_model(
         out_R = fold_A[panel.asset_R] == f
         train, test = np.flatnonzero(usable_R & ~out_R), np.flatnonzero(usable_R & out_R)
         for part in parts:
-            member: Any
+            made: list[Any]
             if part == "lightgbm":
                 stride = -(-len(train) // task.boosting.most_rows)
                 thin = train[seed % stride :: stride]
-                member = Boosting.train(
-                    features.x_RF[thin], labels.at(thin), task, columns, seed=seed * 100 + f, threads=threads
-                )
+                x = features.x_RF[thin]
+                made = [Boosting.train(x, labels.at(thin), task, columns, seed=seed * 100 + f, threads=threads)]
             else:
-                member = train_network(
-                    prepared.inputs,
-                    train,
-                    labels,
-                    task,
-                    arms=arms,
-                    codes=int(code_count(featurizer)),
-                    seed=seed * 100 + f,
-                )
-            members[part].append(member)
-            predicted[part].append(predict(member, part, task, prepared, test))
+                made = [
+                    train_network(
+                        prepared.inputs,
+                        train,
+                        labels,
+                        task,
+                        arms=arms,
+                        codes=int(code_count(featurizer)),
+                        seed=seed * 100 + f + 1000 * again,
+                    )
+                    for again in range(task.network.per_fold)
+                ]
+            members[part] += made
+            predicted[part].append(np.mean([predict(m, part, task, prepared, test) for m in made], axis=0))
         held.append(test)
         progress(f"fold {f + 1}/{task.folds} trained")
     rows = np.concatenate(held)

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from solutions.maintenance.alarms import WARNING, AlarmSettings, CostCurve, Costs, cost_curve
+from solutions.maintenance.alarms import WARNING, AlarmSettings, CostCurve, Costs, Policy, cost_curve
 from solutions.maintenance.causes import Reconstruction, Signatures, fit_reconstruction, windowed
 from solutions.maintenance.data import HOUR, History, InputError
 from solutions.maintenance.features import Featurizer
@@ -148,10 +148,15 @@ def fit_monitor(
     seed: int,
     cut: np.datetime64 | None = None,
     costs: Costs | None = None,
+    policy: Policy = "cost",
     threads: int = 1,
     progress: Progress = lambda _: None,
 ) -> tuple[Monitor, OutOfFold, CostCurve]:
-    """Train on everything before `cut`, with labels that end there; alarms go by the cheapest threshold in budget."""
+    """Train on everything before `cut`, with labels that end there.
+
+    Args:
+        policy: alarms go by the cheapest threshold within the budget of false cases, or by the one with most warnings.
+    """
     panel = make_panel(history)
     last = int(panel.hour_R.max()) + 1 if cut is None else int(hours_of(np.array([cut]))[0])
     train_R = panel.hour_R < last
@@ -167,7 +172,7 @@ def fit_monitor(
     signatures = past_signatures(reconstruction, average, panel, history, last)
     horizon = min(72.0, task.horizons[-1])
     curve = alarm_curve(model, held, prepared, horizon, last, costs or Costs())
-    alarm = AlarmSettings(threshold=curve.best(budget=BUDGET))
+    alarm = AlarmSettings(threshold=curve.choose(policy, budget=BUDGET))
     return Monitor(model, health, reconstruction, signatures, alarm, horizon, last), held, curve
 
 

@@ -16,6 +16,7 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 
+from core.files import replacing
 from core.promotion import Verdict, decide
 from core.refusals import did_you_mean
 from core.results import sha256_file
@@ -82,10 +83,8 @@ class Source:
 
 def _write(frame: pd.DataFrame, path: Path) -> None:
     """Replace a parquet file in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    frame.to_parquet(temporary, index=False)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        frame.to_parquet(temporary, index=False)
 
 
 def days_of(history: History) -> list[str]:
@@ -262,9 +261,8 @@ def register_champion(tracker: Tracker, run_id: str, workspace: Workspace, run: 
 def promote_challenger(tracker: Tracker, version: int, workspace: Workspace, run: str) -> int:
     """Make a registered version the champion."""
     tracker.promote(MODEL_NAME, version)
-    temporary = workspace.champion.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"version": version, "run": run}))
-    temporary.replace(workspace.champion)
+    with replacing(workspace.champion) as temporary:
+        temporary.write_text(json.dumps({"version": version, "run": run}))
     return version
 
 

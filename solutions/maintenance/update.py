@@ -218,6 +218,8 @@ def _train(
 ) -> tuple[FailureModel, list[UpdateReport], dict[str, F64]]:
     """Members that each do without one group, the reports of the networks, and (scored, K) logits for their own group."""
     task, group_R = model.task, material.group_R()
+    if task.network.per_fold != 1:
+        raise ValueError(f"updates need one network per fold. Received: per_fold={task.network.per_fold}.")
     members: dict[str, list[Any]] = {part: [] for part in model.members}
     reports: list[UpdateReport] = []
     raw = {part: np.zeros((len(material.scored), len(task.edges) - 1)) for part in members}

@@ -101,6 +101,13 @@ def test_the_cheapest_threshold_keeps_the_budget() -> None:
     assert figures.false_per_asset_month <= 1.0
     assert min(curve.costs) <= curve.costs[curve.thresholds.index(best)]
     assert curve.best(budget=0.0) >= best
+    most = curve.figures[curve.thresholds.index(curve.most_warnings(budget=1.0))]
+    within = [f for f in curve.figures if f.false_per_asset_month <= 1.0]
+    assert most.false_per_asset_month <= 1.0
+    assert most.caught == max(f.caught for f in within)
+    assert most.lead_hours == max(f.lead_hours for f in within if f.caught == most.caught)
+    assert curve.choose("cost", budget=1.0) == best
+    assert curve.choose("warnings", budget=1.0) == curve.most_warnings(budget=1.0)
 
 
 def test_scoring_again_finds_the_same_case(tmp_path: Path) -> None:

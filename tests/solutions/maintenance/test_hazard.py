@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from solutions.maintenance.hazard import (
     Curves,
+    cautious_life,
     fit_scale,
     nasa_score,
     negative_log_likelihood,
@@ -151,3 +152,17 @@ def test_refusals_say_what_came() -> None:
         Curves(EDGES, np.array([[1.0, 0.5, 0.6, 0.4, 0.1]]))
     with pytest.raises(ValueError, match="must begin with 0 and rise"):
         Curves((1.0, 2.0), np.array([[1.0, 0.5]]))
+
+
+def test_the_cautious_life_is_the_one_with_the_least_expected_nasa_score() -> None:
+    rng = np.random.default_rng(0)
+    edges = tuple(float(e) for e in range(0, 126, 5))
+    curves = Curves.from_hazard(edges, rng.uniform(0.0, 0.3, (5, len(edges) - 1)))
+    found = cautious_life(curves)
+    drawn = rng.random((5, 20_000))
+    lives = np.stack(
+        [np.interp(-u, -s, edges, right=edges[-1]) for u, s in zip(drawn, curves.survival_NE, strict=True)]
+    )
+    for life, chosen in zip(lives, found, strict=True):
+        own = nasa_score(chosen - life)
+        assert own <= min(nasa_score(chosen + by - life) for by in (-4.0, 4.0)) + 1e-9
