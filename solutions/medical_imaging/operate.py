@@ -8,11 +8,17 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from core.files import replacing
+from core.tracking import CHAMPION, Tracker
 from solutions.medical_imaging.codes import RefusedError
 from solutions.medical_imaging.exports.writer import complete
 from solutions.medical_imaging.files import InputError
+from solutions.medical_imaging.models import WEIGHTS
+
+if TYPE_CHECKING:
+    from solutions.medical_imaging.retraining import Retrained
 
 SETTLED_SECONDS = 10.0  # a study is taken when nothing in it has changed for so long
 
@@ -30,8 +36,15 @@ class Workspace:
     def verdict(self, key: str) -> Path:
         return self.root / "verdicts" / f"{key}.json"
 
+    @property
+    def reviews(self) -> Path:
+        return self.root / "reviews"
+
     def review(self, key: str) -> Path:
-        return self.root / "reviews" / key
+        return self.reviews / key
+
+    def model(self, run: str) -> Path:
+        return self.root / "models" / run
 
 
 def entries(workspace: Workspace, *, settled: float = SETTLED_SECONDS) -> dict[str, Path]:
@@ -69,11 +82,8 @@ def judge_series(workspace: Workspace, key: str) -> dict[str, Any]:
     from solutions.medical_imaging.gate import check
 
     report, _ = check(find(workspace, key))
-    path = workspace.verdict(key)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(report.to_json(), indent=1) + "\n")
-    os.replace(temporary, path)
+    with replacing(workspace.verdict(key)) as temporary:
+        temporary.write_text(json.dumps(report.to_json(), indent=1) + "\n")
     return {"verdict": report.decision, "codes": ", ".join(report.codes), "slices": report.slices}
 
 
@@ -81,16 +91,37 @@ def verdict_of(workspace: Workspace, key: str) -> str:
     return str(json.loads(workspace.verdict(key).read_text())["verdict"])
 
 
-def review_study(workspace: Workspace, key: str) -> dict[str, Any]:
-    """Review one study with the shipped models."""
+def review_study(workspace: Workspace, key: str, weights: Path = WEIGHTS) -> dict[str, Any]:
+    """Review one study."""
     from solutions.medical_imaging.review import review
 
     try:
-        found = review(find(workspace, key), workspace.review(key))
+        found = review(find(workspace, key), workspace.review(key), weights=weights)
     except RefusedError as refusal:
         return {"result": "refused", "codes": ", ".join(refusal.report.codes)}
     unsure = sum("uncertain" in n["assessment"] for n in found["nodules"])
     return {"result": found["result"], "nodules": len(found["nodules"]) - unsure, "uncertain": unsure}
+
+
+def serving_weights(tracker: Tracker) -> tuple[Path, str]:
+    """Folder and name of the model that reviews studies: the champion, or the shipped one while there is none."""
+    from solutions.medical_imaging.retraining import MODEL_NAME
+
+    if tracker.version_of(MODEL_NAME, CHAMPION) is None:
+        return WEIGHTS, "shipped"
+    return tracker.resolve(f"{MODEL_NAME}@{CHAMPION}")
+
+
+def retrain_from_signatures(workspace: Workspace, weights: Path, run: str) -> Retrained | str:
+    """Correct the serving model with all signed reviews that it made; the challenger lies in the run's model folder."""
+    from solutions.medical_imaging.models import Models
+    from solutions.medical_imaging.retraining import read_signed, retrain, save_challenger
+
+    models = Models.load(weights)
+    made = retrain(models, read_signed(sorted(workspace.reviews.glob("*")), models.digest[:16]))
+    if not isinstance(made, str):
+        save_challenger(made, weights, workspace.model(run))
+    return made
 
 
 def is_reviewed(workspace: Workspace, key: str) -> bool:

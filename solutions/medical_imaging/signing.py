@@ -109,6 +109,7 @@ def labels(folder: Path) -> list[dict[str, Any]]:
     last = {line["tracking_uid"]: line for line in read_chain(folder)}
     return [
         {"tracking_uid": uid, "is_nodule": line["action"] != "reject", "edits": line["edits"], "source": "signed"}
+        | {"time": line["time"]}
         for uid, line in sorted(last.items())
     ]
 

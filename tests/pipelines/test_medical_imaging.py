@@ -27,7 +27,10 @@ def test_definitions_load() -> None:
     dg.Definitions.validate_loadable(defs)
 
 
-def test_from_the_inbox_to_reviews_and_refusals(var: VarResource) -> None:
+def test_from_the_inbox_to_reviews_and_refusals(
+    var: VarResource, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level("DEBUG")
     place = Workspace(var.root() / "imaging")
     settings = PhantomSettings(
         slices=72, side=110, spacing=(3.75, 3.2, 3.2), nodules=(PhantomNodule((-70.0, -10.0, 12.0), 18.0),), vessels=6
@@ -40,7 +43,8 @@ def test_from_the_inbox_to_reviews_and_refusals(var: VarResource) -> None:
         os.utime(file, (0, 0))
     keys = {path.name: key for key, path in entries(place).items()}
     assert "CANARY" not in "".join(keys.values())
-    with dg.DagsterInstance.ephemeral() as instance:
+    (tmp_path / "dagster").mkdir()
+    with dg.DagsterInstance.local_temp(str(tmp_path / "dagster")) as instance:
         asked = medical_imaging.inbox_sensor(dg.build_sensor_context(instance=instance, resources={"var": var}))
         assert isinstance(asked, dg.SensorResult)
         assert {r.partition_key for r in asked.run_requests or ()} == set(keys.values())
@@ -62,6 +66,12 @@ def test_from_the_inbox_to_reviews_and_refusals(var: VarResource) -> None:
 
     review_study(place, keys["CANARY"])
     assert (place.review(keys["CANARY"]) / "report.dcm").read_bytes() == before
+    assert "CANARY" not in caplog.text + "".join(capfd.readouterr())
+    written = [p for p in tmp_path.rglob("*") if p.is_file() and place.inbox not in p.parents]
+    assert {p.name for p in written} >= {"mlflow.db", "findings.json", "review.html"}
+    assert any("dagster" in p.parts for p in written)
+    leaks = [p.name for p in written if "CANARY" in p.name or (p.suffix != ".dcm" and b"CANARY" in p.read_bytes())]
+    assert leaks == []  # the exports for the archive carry the patient, as they must
 
 
 def test_a_study_that_went_away_is_named_by_its_key(var: VarResource) -> None:
