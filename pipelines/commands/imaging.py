@@ -38,7 +38,9 @@ def review(
     series: Annotated[Path, typer.Option(help="Folder, zip file or DICOM file of one CT series.")],
     out: Annotated[Path, typer.Option(help="Folder of segmentation.dcm, report.dcm, review.html, findings.json.")],
     series_uid: SeriesUid = "",
-    record: Annotated[Path | None, typer.Option(help="JSON: age, risk, known_cancer, immunosuppressed.")] = None,
+    record: Annotated[
+        Path | None, typer.Option(help="JSON: age, sex, family_history, emphysema, known_cancer, ...")
+    ] = None,
     report: Annotated[Path | None, typer.Option(help="Text of the radiologist's report, for discordance.")] = None,
     prior: Annotated[Path | None, typer.Option(help="Folder of an earlier review of the patient, for growth.")] = None,
     weights: Weights = None,

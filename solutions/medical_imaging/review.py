@@ -84,6 +84,11 @@ def read_person(path: Path, patient_id: str) -> Person:
         raise InputError("the record belongs to another patient than the series.")
     if raw.get("risk") not in (None, "low", "high"):
         raise InputError("`risk` of the record must be low or high.")
+    if raw.get("sex") not in (None, "female", "male"):
+        raise InputError("`sex` of the record must be female or male.")
+    for name in sorted(known - {"age", "risk", "sex"}):
+        if raw.get(name) not in (None, True, False):
+            raise InputError(f"`{name}` of the record must be true or false.")
     if not isinstance(raw.get("age"), int | None) or isinstance(raw.get("age"), bool):
         raise InputError("`age` of the record must be a whole number of years.")
     return Person(**raw)

@@ -93,11 +93,17 @@ FLEISCHNER_VOLUME = {6: 100.0, 8: 250.0}
 LEAST_AGE = 35
 
 
+Sex = Literal["female", "male"]
+
+
 @dataclass(frozen=True)
 class Person:
-    """What Fleischner asks before it applies; None is unknown."""
+    """What Fleischner asks before it applies, and what the Brock model asks; None is unknown."""
 
     age: int | None = None
+    sex: Sex | None = None
+    family_history: bool | None = None
+    emphysema: bool | None = None
     known_cancer: bool | None = None
     immunosuppressed: bool | None = None
     screening: bool | None = None

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from solutions.medical_imaging.exports.concepts import OWN
 from solutions.medical_imaging.exports.sr import ReadReport, Reported
 from solutions.medical_imaging.geometry import Volume
 
-FIRST_PAGE, SECOND_PAGE = 4, 6  # nodules with pictures; the table names all
+MOST_SHOWN = 10  # nodules with pictures, so that two pages hold them; the table names all
 WINDOW = (-1350.0, 150.0)
 REACH_MM = 32.0
 RESULTS = {
@@ -24,11 +25,13 @@ RESULTS = {
 STYLE = """
 @page{size:A4;margin:12mm} body{font:13px/1.4 system-ui,sans-serif;color:#1d2733;max-width:190mm;margin:0 auto;padding:6mm}
 h1{font-size:20px;margin:0} .note{color:#5b6672} .result{font-size:16px;font-weight:600;margin:.5em 0}
-.uncertain{color:#9a5b00} .page{break-after:page} .page:last-child{break-after:auto}
+.uncertain{color:#9a5b00}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 td,th{padding:3px 6px;border-bottom:1px solid #dde2e7;text-align:right;vertical-align:top}
 td:first-child,th:first-child{text-align:left;white-space:nowrap} .words{text-align:left}
 .case{display:flex;gap:4mm;align-items:center;margin:3mm 0;break-inside:avoid} .case img{width:108mm} .case p{margin:0}
+@media print{body{font-size:8.5pt;line-height:1.25;padding:0;max-width:none} td,th{padding:1px 4px}
+.case{margin:1.5mm 0} .case img{width:80mm}}
 """
 
 
@@ -39,7 +42,7 @@ def render(report: ReadReport, volume: Volume, masks: dict[int, NDArray[np.bool_
         masks: of the segmentation, by segment number, on the grid of the volume.
         context: lines for the head of the sheet, by name.
     """
-    shown = report.nodules[: FIRST_PAGE + SECOND_PAGE]
+    shown = report.nodules[:MOST_SHOWN]
     cases = [_case(n, volume, masks.get(n.segment)) for n in shown]
     head = "".join(f"<tr><td>{escape(k)}</td><td class=words>{escape(v)}</td></tr>" for k, v in context.items())
     rest = len(report.nodules) - len(shown)
@@ -48,14 +51,13 @@ def render(report: ReadReport, volume: Volume, masks: dict[int, NDArray[np.bool_
         if rest > 0
         else ""
     )
-    first = f"""<section class=page><h1>Lung nodules: for review</h1>
+    body = f"""<h1>Lung nodules: for review</h1>
 <p class=note>Computed by {escape(report.model)}, not verified by anyone. Not a medical device. Intervals cover 90 %.</p>
 <p class="result{" uncertain" if report.result == "only_uncertain" else ""}">{RESULTS[report.result]}</p>
-<table>{head}</table>{_table(report)}{more}{"".join(cases[:FIRST_PAGE])}</section>"""
-    second = f"<section class=page>{''.join(cases[FIRST_PAGE:])}</section>" if len(cases) > FIRST_PAGE else ""
+<table>{head}</table>{_table(report)}{more}{"".join(cases)}"""
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Lung nodules: for review</title>'
-        f"<style>{STYLE}</style>{first}{second}</html>\n"
+        f"<style>{STYLE}</style>{body}</html>\n"
     )
 
 
@@ -98,11 +100,36 @@ def _case(nodule: Reported, volume: Volume, mask_ZYX: NDArray[np.bool_] | None) 
         f"Lung-RADS v2022: {escape(_word(nodule, 'lung_rads'))}",
         f"Fleischner 2017: {escape(_word(nodule, 'fleischner'))}" if "fleischner" in nodule.words else "",
         "malignancy-likeness: " + ("abstained" if likely is None else f"{likely:.0f} %"),
+        f"spiculation {v['spiculation_rating']:.1f}, lobulation {v['lobulation_rating']:.1f} of 5; "
+        f"calcified {v['calcified_percent']:.0f} %",
+        _cancer(nodule),
+        _growth(nodule),
     ]
     text = "<br>".join(line for line in lines if line)
     picture = base64.b64encode(planes(nodule, volume, mask_ZYX)).decode()
     image = f'<img alt="{escape(nodule.name)} in three planes" src="data:image/png;base64,{picture}">'
     return f"<div class=case>{image}<p>{text}</p></div>"
+
+
+def _cancer(nodule: Reported) -> str:
+    v = nodule.numbers
+    if "cancer_low_percent" not in v:
+        return ""
+    low, high = v["cancer_low_percent"], v["cancer_high_percent"]
+    return "Brock, with the record: " + (f"{low:.1f} %" if low == high else f"{low:.1f} to {high:.1f} %")
+
+
+def _growth(nodule: Reported) -> str:
+    v = nodule.numbers
+    if "since_prior" not in nodule.words:
+        return ""
+    said = f"Since the prior: {OWN[nodule.words['since_prior'][0]].lower()}"
+    if "volume_change_percent" in v:
+        low, high = v["volume_change_low_percent"], v["volume_change_high_percent"]
+        said += f", volume {v['volume_change_percent']:+.0f} % ({low:+.0f} to {high:+.0f})"
+    if "doubling_days" in v:
+        said += f", doubles in {v['doubling_days']:.0f} days"
+    return escape(said)
 
 
 def planes(nodule: Reported, volume: Volume, mask_ZYX: NDArray[np.bool_] | None) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,21 @@ from solutions.medical_imaging.detected import DetectedNodule, Detection
 from solutions.medical_imaging.exports.concepts import OWN, SCHEME, free, own, sct
 from solutions.medical_imaging.exports.identity import MANUFACTURER, SOFTWARE, Identity
 from solutions.medical_imaging.gate import Series
+from solutions.medical_imaging.priors import Change
 
 
-def make_report(series: Series, detection: Detection, segmentation: Any | None, identity: Identity) -> Any:
-    """The structured report as a data set, UNVERIFIED."""
+def make_report(
+    series: Series,
+    detection: Detection,
+    segmentation: Any | None,
+    identity: Identity,
+    changes: Mapping[int, Change] | None = None,
+) -> Any:
+    """The structured report as a data set, UNVERIFIED.
+
+    Args:
+        changes: since a prior review, by nodule number.
+    """
     import highdicom as hd
     from pydicom.sr.codedict import codes
 
@@ -26,7 +37,8 @@ def make_report(series: Series, detection: Detection, segmentation: Any | None, 
         ),
     )
     groups: list[Any] = [
-        _group(series, n, i, segmentation, detection, identity) for i, n in enumerate(detection.nodules, start=1)
+        _group(series, n, i, segmentation, detection, identity, (changes or {}).get(n.number))
+        for i, n in enumerate(detection.nodules, start=1)
     ]
     groups.append(_result(detection, identity))
     content = hd.sr.MeasurementReport(
@@ -55,7 +67,13 @@ def make_report(series: Series, detection: Detection, segmentation: Any | None, 
 
 
 def _group(
-    series: Series, nodule: DetectedNodule, segment: int, segmentation: Any, detection: Detection, identity: Identity
+    series: Series,
+    nodule: DetectedNodule,
+    segment: int,
+    segmentation: Any,
+    detection: Detection,
+    identity: Identity,
+    change: Change | None,
 ) -> Any:
     import highdicom as hd
     from pydicom.sr.codedict import codes
@@ -76,9 +94,15 @@ def _group(
         number(own("diameter_low"), round(nodule.mean_diameter.low, 1), mm),
         number(own("diameter_high"), round(nodule.mean_diameter.high, 1), mm),
         number(own("confidence"), round(100.0 * nodule.confidence, 1), percent),
+        number(own("spiculation"), round(nodule.spiculation, 1), codes.UCUM.NoUnits),
+        number(own("lobulation"), round(nodule.lobulation, 1), codes.UCUM.NoUnits),
+        number(own("calcified"), round(100.0 * nodule.calcified, 1), percent),
     ]
     if nodule.malignancy is not None:
         measurements.append(number(own("malignancy"), round(100.0 * nodule.malignancy, 1), percent))
+    if nodule.cancer is not None:
+        bounds = {"cancer_low": nodule.cancer.low, "cancer_high": nodule.cancer.high}
+        measurements += [number(own(key), round(100.0 * v, 1), percent) for key, v in bounds.items()]
     evaluations = [
         hd.sr.QualitativeEvaluation(own("assessment"), own(nodule.assessment)),
         hd.sr.QualitativeEvaluation(own("texture"), own(nodule.texture)),
@@ -87,6 +111,18 @@ def _group(
     evaluations += [hd.sr.QualitativeEvaluation(own("lung_rads"), free(f"LR{c}", c)) for c in nodule.lung_rads]
     for i, advice in enumerate(nodule.fleischner, start=1):
         evaluations.append(hd.sr.QualitativeEvaluation(own("fleischner"), free(f"FL{i}", advice)))
+    if change is not None:
+        evaluations.append(hd.sr.QualitativeEvaluation(own("since_prior"), own(_growth_word(change))))
+        evaluations += (
+            []
+            if change.prior is None
+            else [hd.sr.QualitativeEvaluation(own("prior_name"), free("PRIOR", change.prior))]
+        )
+        if (g := change.growth) is not None:
+            shares = {"change": g.change, "change_low": g.change_low, "change_high": g.change_high}
+            measurements += [number(own(key), round(100.0 * v, 1), percent) for key, v in shares.items()]
+            if g.doubling_days is not None:
+                measurements.append(number(own("doubling"), round(g.doubling_days, 1), codes.UCUM.Day))
     group = hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=hd.sr.TrackingIdentifier(identity.nodule(nodule.number), f"Nodule {nodule.number}"),
         referenced_segment=hd.sr.ReferencedSegment.from_segmentation(segmentation, segment_number=segment),
@@ -108,6 +144,12 @@ def _group(
         )
     )
     return group
+
+
+def _growth_word(change: Change) -> str:
+    if change.growth is None:
+        return "new"
+    return "grown" if change.growth.grown or change.growth.lung_rads_growth else "not_grown"
 
 
 def _result(detection: Detection, identity: Identity) -> Any:
@@ -157,6 +199,15 @@ NUMBERS = {
     "DIAMETER_HIGH": "mean_diameter_high_mm",
     "CONFIDENCE": "confidence_percent",
     "MALIGNANCY": "malignancy_percent",
+    "SPICULATION": "spiculation_rating",
+    "LOBULATION": "lobulation_rating",
+    "CALCIFIED": "calcified_percent",
+    "CANCER_LOW": "cancer_low_percent",
+    "CANCER_HIGH": "cancer_high_percent",
+    "CHANGE": "volume_change_percent",
+    "CHANGE_LOW": "volume_change_low_percent",
+    "CHANGE_HIGH": "volume_change_high_percent",
+    "DOUBLING": "doubling_days",
 }
 WORDS = {own_key.replace("-", "_").upper()[:16]: own_key for own_key in OWN}
 

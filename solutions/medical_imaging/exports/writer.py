@@ -66,7 +66,7 @@ def export(series: Series, detection: Detection, out: Path, beside: Beside | Non
             (out / REFUSAL).unlink(missing_ok=True)
             return done
     segmentation = make_segmentation(series, detection, identity)
-    report = make_report(series, detection, segmentation, identity)
+    report = make_report(series, detection, segmentation, identity, beside.changes)
     files = {SR: _bytes(report)}
     if segmentation is not None:
         files[SEG] = _bytes(segmentation)
@@ -128,6 +128,7 @@ def findings(read: ReadReport, series: Series, identity: Identity, beside: Besid
     return {
         "result": read.result,
         "model": read.model,
+        "model_digest": identity.model_digest[:16],
         "study_uid": identity.study_uid,
         "series_uid": identity.series_uid,
         "study_key": identity.study_key,
@@ -167,6 +168,7 @@ def _digest(detection: Detection, identity: Identity, beside: Beside) -> str:
     for n in detection.nodules:
         plain = (n.number, n.segment.start, n.measurement, n.volume, n.mean_diameter, n.confidence, n.assessment)
         digest.update(repr((*plain, n.side, n.zone, n.texture, n.lung_rads, n.fleischner, n.malignancy)).encode())
+        digest.update(repr((n.spiculation, n.lobulation, n.calcified, n.cancer)).encode())
         digest.update(np.packbits(n.segment.mask_ZYX).tobytes())
     return digest.hexdigest()
 

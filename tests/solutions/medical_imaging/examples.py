@@ -34,7 +34,11 @@ def truth_detection(phantom: Phantom, series: Series, digest: str = "d" * 64) ->
                 texture="solid",
                 lung_rads=("4A", "4B") if i == 1 else ("4A",),
                 fleischner=("consider CT at 3 months, PET/CT or tissue sampling",),
+                spiculation=1.4,
+                lobulation=2.1,
+                calcified=0.07,
                 malignancy=None if last else 0.71,
+                cancer=None if last else Bounds(0.05, 0.08),
             )
         )
     return Detection(tuple(nodules), "Vigil test", digest)

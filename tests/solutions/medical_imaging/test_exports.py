@@ -6,7 +6,9 @@ import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +99,21 @@ def test_borderline_uncertainty_and_abstention_are_visible(out: Path) -> None:
     assert "4A or 4B" in sheet
     assert "uncertain" in sheet
     assert "abstained" in sheet
-    assert sheet.count("<section") <= 2
+    assert sheet.count("Brock, with the record: 5.0 to 8.0 %") == 1
     assert sheet.count("data:image/png") == 2
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed: the pages are not counted")
+def test_a_full_sheet_is_printed_on_two_pages(series: Series, detection: Detection, tmp_path: Path) -> None:
+    first = replace(detection.nodules[0], fleischner=("CT at 3-6 months, then consider CT at 18-24 months",) * 2)
+    many = Detection(tuple(replace(first, number=i) for i in range(1, 13)), "Vigil test", "f" * 64)
+    export(series, many, tmp_path / "many")
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", f"--print-to-pdf={tmp_path / 'sheet.pdf'}"]
+    page = (tmp_path / "many" / "review.html").as_uri()
+    subprocess.run([*command, "--no-pdf-header-footer", page], check=True, capture_output=True, timeout=60)
+    pages = (tmp_path / "sheet.pdf").read_bytes().count(b"/Type /Page\n")
+    assert 1 <= pages <= 2
 
 
 def test_a_second_run_changes_no_byte(out: Path, series: Series, detection: Detection) -> None:
@@ -151,30 +166,30 @@ def test_a_full_disk_leaves_nothing(
     assert not (tmp_path / "full").exists()
 
 
-@pytest.mark.parametrize("step", range(4))
-def test_killed_between_two_files_is_not_complete_and_goes_on(
-    step: int, series: Series, detection: Detection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("nth", [1, 2, 3, 4])
+def test_killed_before_any_move_and_run_again_gives_the_same_files(
+    nth: int, out: Path, series: Series, detection: Detection, tmp_path: Path
 ) -> None:
-    class Killed(BaseException):
-        pass
+    folder, calls, real = tmp_path / "killed", [0], os.replace
 
-    calls = {"n": 0}
-    real = os.replace
+    def replace_or_die(*paths: Any) -> None:
+        calls[0] += 1
+        if calls[0] == nth:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(*paths)
 
-    def replace(a: Any, b: Any) -> None:
-        if calls["n"] == step:
-            raise Killed
-        calls["n"] += 1
-        real(a, b)
-
-    monkeypatch.setattr(writer.os, "replace", replace)
-    with pytest.raises(Killed):
-        export(series, detection, tmp_path / "k")
-    assert complete(tmp_path / "k") is None
-    monkeypatch.setattr(writer.os, "replace", real)
-    export(series, detection, tmp_path / "k")
-    assert {p.name for p in (tmp_path / "k").iterdir()} == FILES
-    assert complete(tmp_path / "k") is not None
+    child = os.fork()
+    if child == 0:
+        writer.os.replace = replace_or_die  # type: ignore[attr-defined]
+        export(series, detection, folder)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert complete(folder) is None
+    again = export(series, detection, folder)
+    straight = json.loads((out / "findings.json").read_text())
+    assert {p.name for p in folder.iterdir()} == FILES
+    assert again["nodules"] == straight["nodules"]
+    assert again["digest"] == straight["digest"]
 
 
 def test_results_of_two_series_do_not_mix(out: Path, phantom: Phantom, detection: Detection, tmp_path: Path) -> None:

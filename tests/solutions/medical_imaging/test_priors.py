@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -109,6 +111,14 @@ def test_discordance_and_growth_are_outputs_of_their_own(
     assert found["notes"] == ["a note"]
     assert found["discordance"] == ["the report denies nodules"]
     assert all(n["growth"]["prior"] == n["name"] for n in found["nodules"])
+    for n in found["nodules"]:  # read back from the structured report
+        assert n["volume_change_percent"] == pytest.approx(100.0 * n["growth"]["change"], abs=0.1)
+        assert n["volume_change_low_percent"] < n["volume_change_percent"] < n["volume_change_high_percent"]
+        assert "not_grown" in n["since_prior"]
+    if shutil.which("dciodvfy"):
+        report = str(tmp_path / "out" / "report.dcm")
+        done = subprocess.run(["dciodvfy", "-new", report], capture_output=True, text=True, check=False)
+        assert not [x for x in (done.stdout + done.stderr).splitlines() if x.startswith("Error")]
     sheet = (tmp_path / "out" / "review.html").read_text()
     assert "Discordance" in sheet
     assert "Since the prior" in sheet
