@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from solutions.medical_imaging.examples import FEATURES, HEADS, Example, features
+from solutions.medical_imaging.examples import FEATURES, HEADS, LOGITS, Example, features
 
 F32 = NDArray[np.float32]
-LOGITS = ("nodule", "malignancy")
 PARAMETERS: dict[str, Any] = {
     "learning_rate": 0.05,
     "num_leaves": 6,
@@ -37,7 +36,7 @@ SHAPE = ("elongation", "flatness", "roundness", "rim_hu")
 
 @dataclass(frozen=True)
 class BoostedRater:
-    """One LightGBM model per head: two logits, then the rating of texture as (rating - 3) / 2."""
+    """One LightGBM model per head: logits, and ratings as (rating - 3) / 2."""
 
     boosters: tuple[Any, ...]
 

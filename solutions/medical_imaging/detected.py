@@ -30,6 +30,9 @@ class DetectedNodule:
         assessment: "uncertain" is shown apart and counted apart: it is neither a nodule nor the absence of one.
         malignancy: probability that readers would call it likely malignant; None when the model abstains.
         lung_rads, fleischner: categories; more than one means borderline.
+        cancer: by the Brock model from the record too; None when the record does not say enough.
+        spiculation, lobulation: as readers would rate them, 1 (none) to 5 (marked).
+        calcified: probability that they would see calcium.
     """
 
     number: int
@@ -44,7 +47,11 @@ class DetectedNodule:
     texture: Texture
     lung_rads: tuple[str, ...]
     fleischner: tuple[str, ...]
+    spiculation: float
+    lobulation: float
+    calcified: float
     malignancy: float | None = None
+    cancer: Bounds | None = None
 
 
 @dataclass(frozen=True)

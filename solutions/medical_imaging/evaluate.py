@@ -1,8 +1,8 @@
 """`vigil imaging evaluate`: what models are worth on patients that they have not seen.
 
-Rows: the shipped models (candidates, then network and boosting fused); the network's outline alone, boosting alone, and the
-response of the Laplacian of Gaussian, on the same candidates; ranking by size; the complete scans, which give counts, not
-rates; the cost of a study beside nnU-Net's network.
+Rows: the shipped models (candidates, then network and boosting fused); one piece of their evidence alone, on the same
+candidates; the U-Net alone, over the whole lungs; the plain Laplacian of Gaussian; a threshold; ranking by size; the complete
+scans, which give counts, not rates; the cost of a study beside nnU-Net's network.
 """
 
 from __future__ import annotations
@@ -16,29 +16,25 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import logit
+from scipy.special import expit, logit
 
 from core.calibration import expected_calibration_error
 from core.results import Results, bootstrap_interval, measured, sha256_file, summarise
-from solutions.medical_imaging.candidates import laplacian
+from solutions.medical_imaging.calibrating import Views, malignancy_columns, texture_of, view
+from solutions.medical_imaging.candidates import Candidate, blobs
 from solutions.medical_imaging.crop import LungCrop
-from solutions.medical_imaging.cubes import M
 from solutions.medical_imaging.data import LidcData, RealScan, load_scan
 from solutions.medical_imaging.detect import MOST_LOOKED_AT, Rated, detect, second_stage
+from solutions.medical_imaging.examples import HEADS
 from solutions.medical_imaging.froc import RATES, Reference, ScanResult, Scored, bootstrap_froc, match
 from solutions.medical_imaging.gate import open_series
+from solutions.medical_imaging.heat import heat_map, peaks
 from solutions.medical_imaging.insertion import GRID_MM, insert, make_patch
 from solutions.medical_imaging.lidc import Nodule
 from solutions.medical_imaging.models import Models
-from solutions.medical_imaging.training import (
-    HELD_OUT_SCAN,
-    TRAINING_SCANS,
-    Views,
-    false_places,
-    nodules_of,
-    opinions,
-    view,
-)
+from solutions.medical_imaging.placing import CLEAR_MM, nodules_of
+from solutions.medical_imaging.texture import FIRM, SOFT
+from solutions.medical_imaging.training import HELD_OUT_SCAN, TRAINING_SCANS
 
 INSERTED, PER_SCAN = 12, 10
 LEAST_READERS, LEAST_MM = 3, 3.0  # LUNA16's reference: nodules from 3 mm, marked by 3 of 4 readers
@@ -47,8 +43,24 @@ Metrics = dict[str, dict[str, float]]
 # how candidates are ranked
 ROWS: dict[str, Callable[[Rated], float]] = {
     "shipped": lambda r: r.logit,
-    "network_outline": lambda r: _top(r),
+    "network_outline": lambda r: r.outline_logit,
+    "network_rating": lambda r: float(r.network_H[0]),
     "boosting": lambda r: float(r.boosted_H[0]),
+    "blob_response": lambda r: r.candidate.score,
+}
+# what does without the second stage: candidates of its own, ranked by their score
+ALONE: dict[str, Callable[[Models, LungCrop], list[Candidate]]] = {
+    "unet_alone": lambda models, crop: peaks(heat_map(models.network, crop)),
+    "log_response": lambda _, crop: blobs(crop, roundness=False),
+    "threshold": lambda _, crop: bright_components(crop),
+}
+BRIGHT_HU = -400.0
+# head -> name, and which of its targets, (rating - 3) / 2 or a logit's 0 and 1, count as marked: from the middle rating on
+TRAITS: dict[int, tuple[str, Callable[[NDArray[Any]], NDArray[Any]]]] = {
+    HEADS.index("texture"): ("not_solid", lambda target_N: target_N <= 0.0),
+    HEADS.index("spiculation"): ("spiculated", lambda target_N: target_N >= 0.0),
+    HEADS.index("lobulation"): ("lobulated", lambda target_N: target_N >= 0.0),
+    HEADS.index("calcified"): ("calcified", lambda target_N: target_N > 0.5),
 }
 
 
@@ -61,12 +73,12 @@ def evaluate(lidc: LidcData, models: Models, cache: Path, say: Callable[[str], N
     torch.set_num_threads(1)
     with measured() as cost:
         lung = load_scan(lidc, HELD_OUT_SCAN, cache)
-        false = opinions(models.second, models.network, lung, false_places(lung))
         say("held-out lung read")
         held = nodules_of(lidc, "test")
         views = view(models.second, models.network, held, [lung], 0)
         say(f"{len(held)} held-out nodules placed")
-        shipped = segmentation(views, models.calibration.outline_level) | ratings(models, views, false)
+        shipped = segmentation(views, models.calibration.outline_level) | ratings(models, views)
+        shipped |= textures(models, held)
         found = inserted(models, lung, held)
         say(f"{INSERTED} scans with inserted nodules rated")
         rows: list[dict[str, Any]] = [
@@ -75,7 +87,7 @@ def evaluate(lidc: LidcData, models: Models, cache: Path, say: Callable[[str], N
                 "source": "measured",
                 "metrics": (shipped if name == "shipped" else {}) | rates(found[name]),
             }
-            for name in (*ROWS, "log_response")
+            for name in (*ROWS, *ALONE)
         ]
         rows.append({"model": "size", "source": "measured", "metrics": {"malignancy_auc": size_auc(views)}})
         for name in (HELD_OUT_SCAN, *TRAINING_SCANS):
@@ -136,12 +148,6 @@ def seconds(models: Models, lidc: LidcData) -> list[dict[str, Any]]:
     ]
 
 
-def _top(rated: Rated) -> float:
-    """How sure the outline is of its surest voxels near the middle."""
-    near = slice(M // 2 - 4, M // 2 + 4)
-    return float(np.sort(rated.map_MMM[near, near, near], axis=None)[-27:].mean())
-
-
 def segmentation(views: Views, level: float) -> Metrics:
     """Median Dice with the readers' consensus, and the median relative error of the volume."""
     ratio = np.log(np.maximum(views.volumes(level), 1.0) / views.true_volumes)
@@ -160,29 +166,54 @@ def median(value_N: NDArray[Any], patient_N: NDArray[Any]) -> dict[str, float]:
     return {"mean": float(np.median(value_N)), "low": float(low), "high": float(high)}
 
 
-def ratings(models: Models, views: Views, false: tuple[NDArray[Any], NDArray[Any]]) -> Metrics:
-    """Nodule or not, against the false candidates of the held-out lung; malignancy as readers rate it."""
+def ratings(models: Models, views: Views) -> Metrics:
+    """Malignancy as readers rate it, with the calibration error that perfect probabilities would show by chance; the traits."""
     c = models.calibration
-    score = np.concatenate([c.nodule_logit(b[:, 0], n[:, 0]) for b, n in ((views.boosted_NH, views.network_NH), false)])
-    is_nodule = np.repeat([1, 0], [len(views.patient_N), len(false[0])])
-    names = [*views.patient_N, *[f"false {i}" for i in range(len(false[0]))]]
-    nodule = bootstrap_interval("auc", is_nodule, score, _unit(np.array(names)))
     known = np.isfinite(views.target_NH[:, 1])
     malignant = views.target_NH[known, 1].astype(int)
-    volume = views.volumes(c.outline_level)
-    probability = c.malignancy_probability(views.boosted_NH[:, 1], views.network_NH[:, 1], volume)[known]
+    probability = c.malignancy_probability(malignancy_columns(views, c.outline_level))[known]
     auc = bootstrap_interval(
         "auc", malignant, logit(np.clip(probability, 1e-6, 1 - 1e-6)), _unit(views.patient_N[known])
     )
     silent = (probability > c.abstain_low) & (probability < c.abstain_high)
     wrong = (probability >= 0.5) != (malignant > 0)
+    rng = np.random.default_rng(0)
+    chance = [expected_calibration_error(probability, rng.random(len(probability)) < probability) for _ in range(200)]
     return {
-        "candidate_auc": summarise([nodule.mean], nodule),
         "malignancy_auc": summarise([auc.mean], auc),
         "ece": {"mean": float(expected_calibration_error(probability, malignant))},
+        "ece_by_chance": {"mean": float(np.mean(chance)), "high": float(np.quantile(chance, 0.95))},
         "abstained": {"mean": float(silent.mean())},
         "errors_removed": {"mean": float((wrong & silent).sum() / max(int(wrong.sum()), 1))},
+    } | traits(views)
+
+
+def traits(views: Views) -> Metrics:
+    """How well marked spiculation and lobulation, soft texture and calcium are told from their absence."""
+    found: Metrics = {}
+    for i, (name, marked) in TRAITS.items():
+        wanted = views.target_NH[:, i]
+        known = np.isfinite(wanted)
+        said = (views.boosted_NH[known, i] + views.network_NH[known, i]) / 2.0
+        sign = -1.0 if name == "not_solid" else 1.0
+        auc = bootstrap_interval("auc", marked(wanted[known]).astype(int), sign * said, _unit(views.patient_N[known]))
+        found[f"{name}_auc"] = summarise([auc.mean], auc)
+    return found
+
+
+def textures(models: Models, held: list[Nodule]) -> Metrics:
+    """How well the rule tells soft nodules, within the readers' outline, and how many of each kind it calls by name."""
+    rule = models.calibration.texture
+    bright, diameter, rating = texture_of(held)
+    patient = _unit(np.array([n.patient for n in held if n.traits["texture"] > 0]))
+    auc = bootstrap_interval("auc", (rating <= 3.0).astype(int), -rule.firmness(bright, diameter), patient)
+    called = np.array([rule(b, d) for b, d in zip(bright, diameter, strict=True)])
+    kinds = {"ground_glass": rating < SOFT, "part_solid": (rating >= SOFT) & (rating < FIRM), "solid": rating >= FIRM}
+    recall = {
+        f"{name}_recall": {"mean": float((called[kind] == name.replace("_", "-")).mean())}
+        for name, kind in kinds.items()
     }
+    return {"not_solid_by_density_auc": summarise([auc.mean], auc)} | recall
 
 
 def size_auc(views: Views) -> dict[str, float]:
@@ -206,28 +237,48 @@ def inserted(models: Models, lung: RealScan, held: list[Nodule]) -> dict[str, li
     fit = [n for n in held if n.readers >= LEAST_READERS and n.diameter_mm >= LEAST_MM]
     order = np.random.default_rng(0).permutation(len(fit))[: INSERTED * PER_SCAN].reshape(INSERTED, PER_SCAN)
     avoid = [(round(z), round(y), round(x)) for z, y, x in lung.avoid()]
-    excluded = [_reference(c, 10.0) for c in lung.avoid()]
-    found: dict[str, list[ScanResult]] = {name: [] for name in (*ROWS, "log_response")}
+    excluded = [_reference(lung.crop, c, 10.0) for c in lung.avoid()]
+    found: dict[str, list[ScanResult]] = {name: [] for name in (*ROWS, *ALONE)}
     for seed, picked in enumerate(order):
         patches = [make_patch(fit[i], context="nodule") for i in picked]
         scan = insert(lung.crop.hu_ZYX, lung.crop.lung_ZYX, patches, seed, avoid=avoid)
         crop = LungCrop(scan.hu_ZYX, lung.crop.lung_ZYX, lung.crop.geometry)
-        truth = [_reference(c, d) for c, d in zip(scan.centres, scan.diameters_mm, strict=True)]
-        candidates = laplacian(crop)[:MOST_LOOKED_AT]
-        rated = second_stage(models, crop, candidates)
+        truth = [_reference(crop, c, d) for c, d in zip(scan.centres, scan.diameters_mm, strict=True)]
+        rated = second_stage(models, crop, blobs(crop)[:MOST_LOOKED_AT])
         for name, score in ROWS.items():
-            found[name].append(match([Scored(_mm(r.candidate.centre), score(r)) for r in rated], truth, excluded))
-        found["log_response"].append(match([Scored(_mm(c.centre), c.score) for c in candidates], truth, excluded))
+            found[name].append(match([Scored(r.position, score(r)) for r in rated], truth, excluded))
+        for name, places in ALONE.items():
+            scored = [Scored(_mm(crop, c.centre), c.score) for c in places(models, crop)]
+            found[name].append(match(scored, truth, excluded))
     return found
 
 
-def _mm(centre: Any) -> tuple[float, float, float]:
-    z, y, x = (float(v) * GRID_MM for v in centre)
-    return z, y, x
+def bright_components(crop: LungCrop) -> list[Candidate]:
+    """The plainest detector: connected voxels of soft tissue within the lungs, the largest ball-like ones first."""
+    from scipy import ndimage
+
+    labels, count = ndimage.label((crop.hu_ZYX > BRIGHT_HU) & crop.lung_ZYX)
+    voxels = np.bincount(labels.ravel(), minlength=count + 1)
+    kept = np.flatnonzero(voxels >= 8)
+    kept = kept[kept > 0]
+    boxes = ndimage.find_objects(labels)
+    centres = ndimage.center_of_mass(labels > 0, labels, kept) if len(kept) else []
+    found = []
+    for label, centre in zip(kept, centres, strict=True):
+        sides = [p.stop - p.start for p in boxes[int(label) - 1]]
+        diameter = float((6.0 * voxels[label] / np.pi) ** (1 / 3))
+        z, y, x = (float(v) for v in centre)
+        found.append(Candidate((z, y, x), diameter / max(sides), diameter * GRID_MM))
+    return found
 
 
-def _reference(centre: Any, diameter: float) -> Reference:
-    return Reference(_mm(centre), diameter)
+def _mm(crop: LungCrop, centre: Any) -> tuple[float, float, float]:
+    x, y, z = (float(v) for v in crop.geometry.to_patient([centre])[0])
+    return x, y, z
+
+
+def _reference(crop: LungCrop, centre: Any, diameter: float) -> Reference:
+    return Reference(_mm(crop, centre), diameter)
 
 
 def rates(results: list[ScanResult]) -> Metrics:
@@ -243,11 +294,15 @@ def rates(results: list[ScanResult]) -> Metrics:
 
 def real(models: Models, scan: RealScan) -> Metrics:
     """Nodules of LUNA16 in the complete scan: how many are candidates, and how many are found at some rates."""
-    rated = second_stage(models, scan.crop, laplacian(scan.crop)[:MOST_LOOKED_AT])
-    position = scan.crop.geometry.to_patient([r.candidate.centre for r in rated])
-    scored = [Scored((float(x), float(y), float(z)), r.logit) for (x, y, z), r in zip(position, rated, strict=True)]
-    result = match(scored, scan.nodules, scan.excluded)
+    rated = second_stage(models, scan.crop, blobs(scan.crop)[:MOST_LOOKED_AT])
+    result = match([Scored(r.position, r.logit) for r in rated], scan.nodules, scan.excluded)
     before = [int((result.false_N >= hit).sum()) for hit in result.hits_R if np.isfinite(hit)]
     counts = {"nodules": len(scan.nodules), "candidates": len(before)}
     counts |= {f"found_at_{rate:g}_fp": sum(b <= rate for b in before) for rate in RATES if rate >= 1}
+    marked = [np.asarray(r.position) for r in (*scan.nodules, *scan.excluded)]
+    counts["called_nodule_elsewhere"] = sum(
+        expit(r.logit) >= models.calibration.sure
+        and all(np.linalg.norm(np.subtract(r.position, place)) > CLEAR_MM for place in marked)
+        for r in rated
+    )
     return {name: {"mean": float(value)} for name, value in counts.items()}

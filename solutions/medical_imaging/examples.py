@@ -29,7 +29,8 @@ FEATURES = (
     "rim_hu",
     "edge_hu",
 )
-HEADS = ("nodule", "malignancy", "texture")
+HEADS = ("nodule", "malignancy", "texture", "spiculation", "lobulation", "calcified")
+LOGITS = ("nodule", "malignancy", "calcified")  # the others are ratings, as (rating - 3) / 2
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ F32 = NDArray[np.float32]
 GRID_MM = 1.25
 FADE_MM = 1.5  # beyond the mask: the nodule's own partial-volume rim comes with it
 BORDER_MM = 4.0
+PADDING = 2  # slices on either side of a crop
 
 
 @dataclass(frozen=True)
@@ -51,19 +52,18 @@ def layers_of(nodule: Nodule, *, context: Literal["nodule", "crop"]) -> Layers:
     from scipy import ndimage
 
     mask, hu = nodule.consensus_ZYX, nodule.hu_ZYX
-    pad = 2
     if context == "nodule":  # the rest is not pasted
         reach = np.argwhere(mask.any(0))
         low = np.maximum(reach.min(0) - 8, 0)
         part = tuple(slice(int(a), int(b) + 9) for a, b in zip(low, reach.max(0), strict=True))
         mask, hu = mask[:, part[0], part[1]], hu[:, part[0], part[1]]
-    hu = np.pad(hu, ((pad, pad), (0, 0), (0, 0)), mode="edge")
-    mask = np.pad(mask, ((pad, pad), (0, 0), (0, 0)))
+    hu = np.pad(hu, ((PADDING, PADDING), (0, 0), (0, 0)), mode="edge")
+    mask = np.pad(mask, ((PADDING, PADDING), (0, 0), (0, 0)))
     outside = ndimage.distance_transform_edt(~mask, nodule.spacing)
     alpha = np.clip(1.0 - outside / FADE_MM, 0.0, 1.0)
     if context == "crop":
         inside = np.zeros_like(mask)
-        inside[pad:-pad, 1:-1, 1:-1] = True
+        inside[PADDING:-PADDING, 1:-1, 1:-1] = True
         # slices end with the nodule, so it is never faded itself
         alpha = np.maximum(alpha, np.clip(ndimage.distance_transform_edt(inside, nodule.spacing) / BORDER_MM, 0.0, 1.0))
     signed = ndimage.distance_transform_edt(mask, nodule.spacing) - outside

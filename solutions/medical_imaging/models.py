@@ -14,13 +14,17 @@ from scipy.special import expit
 
 from solutions.medical_imaging.boosting import BoostedRater
 from solutions.medical_imaging.files import InputError
+from solutions.medical_imaging.texture import TextureRule
 
 if TYPE_CHECKING:
     from solutions.medical_imaging.network import NoduleNet
 
 WEIGHTS = Path(__file__).parent / "weights"
 BOOSTED, NETWORK, CALIBRATION = "boosted.json", "network.npz", "calibration.json"
-NAME = "Vigil nodules 0.2"
+NAME = "Vigil nodules 0.3"
+# of a candidate: both raters' logits, the outline's at its surest, the logarithm of the first stage's score
+EVIDENCE = ("boosting", "network", "outline", "roundness")
+STRONGEST = 6.0  # what goes beyond, in either direction, is no stronger evidence
 F64 = NDArray[np.float64]
 
 
@@ -29,16 +33,18 @@ class Calibration:
     """Everything that was fitted on validation patients.
 
     Args:
-        nodule: weights of the boosted and of the network's logit, and a shift, for the logit of a nodule.
-        malignancy: the same, with the logarithm of the volume in mm3 before the shift.
+        nodule: weights of a candidate's evidence in the order of EVIDENCE, and a shift, for the logit of a nodule.
+        malignancy: weights of the boosted and the network's logit and of the logarithm of the volume in mm3, and a shift.
         outline_level: probability of the network's outline at which its volumes are neither too large nor too small.
+        texture: rule from densities and size.
         show, sure: probabilities from which a place is shown as uncertain, and as a nodule.
         abstain_low, abstain_high: between them the malignancy model abstains.
         volume_low, volume_high: factors around the volume that hold 90 % of the readers' volumes.
     """
 
-    nodule: tuple[float, float, float]
+    nodule: tuple[float, float, float, float, float]
     malignancy: tuple[float, float, float, float]
+    texture: TextureRule
     outline_level: float
     show: float
     sure: float
@@ -55,17 +61,15 @@ class Calibration:
                 f"volume_low={self.volume_low}, volume_high={self.volume_high}."
             )
 
-    def nodule_logit(self, boosted_N: ArrayLike, network_N: ArrayLike) -> F64:
-        b, n, shift = self.nodule
-        return np.asarray(b * np.asarray(boosted_N) + n * np.asarray(network_N) + shift, np.float64)
+    def nodule_logit(self, evidence_NE: ArrayLike) -> F64:
+        *weights, shift = self.nodule
+        evidence = np.clip(np.asarray(evidence_NE, np.float64), -STRONGEST, STRONGEST)
+        return np.asarray(evidence @ weights + shift)
 
-    def nodule_probability(self, boosted_N: ArrayLike, network_N: ArrayLike) -> F64:
-        return np.asarray(expit(self.nodule_logit(boosted_N, network_N)))
-
-    def malignancy_probability(self, boosted_N: ArrayLike, network_N: ArrayLike, volume_mm3_N: ArrayLike) -> F64:
-        b, n, v, shift = self.malignancy
-        volume = np.log(np.maximum(np.asarray(volume_mm3_N, np.float64), 1.0))
-        return np.asarray(expit(b * np.asarray(boosted_N) + n * np.asarray(network_N) + v * volume + shift))
+    def malignancy_probability(self, columns_N3: ArrayLike) -> F64:
+        """columns: boosted and network logit, logarithm of the volume in mm3."""
+        *weights, shift = self.malignancy
+        return np.asarray(expit(np.asarray(columns_N3, np.float64) @ weights + shift))
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=1) + "\n")
@@ -97,7 +101,8 @@ class Models:
         values = json.loads((folder / CALIBRATION).read_text())
         lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
         network = load_network(folder / NETWORK)
-        return cls(BoostedRater.load(folder / BOOSTED), network, Calibration(**values | lists), digest.hexdigest())
+        values |= lists | {"texture": TextureRule(**values["texture"])}
+        return cls(BoostedRater.load(folder / BOOSTED), network, Calibration(**values), digest.hexdigest())
 
 
 def save_network(network: NoduleNet, path: Path) -> None:

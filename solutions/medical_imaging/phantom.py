@@ -115,10 +115,12 @@ def _vessels(hu: F32, lung: Mask, geometry: Geometry, count: int, rng: np.random
     middle = (np.asarray(geometry.shape) - 1) / 2
     for _ in range(count):
         side = rng.choice((-1.0, 1.0))
-        place = np.array([rng.normal(0.0, 25.0), rng.normal(5.0, 12.0), side * 26.0])
+        place = np.array(
+            [rng.normal(0.0, 25.0), rng.normal(5.0, 12.0), side * 10.0]
+        )  # outside the lung: nothing ends in it
         heading = np.array([rng.normal(0.0, 0.8), rng.normal(0.0, 0.7), side])
         radius = rng.uniform(2.0, 4.0)
-        for _ in range(60):
+        for _ in range(70):
             heading += rng.normal(0.0, 0.18, 3)
             heading /= np.linalg.norm(heading)
             place = place + 1.6 * heading

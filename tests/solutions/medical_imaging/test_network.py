@@ -11,6 +11,7 @@ import torch
 
 from core.backbone import BackboneSettings
 from solutions.medical_imaging.cubes import COARSEST_MM, FINEST_MM, M, cube_geometry, cut_cube, scaled, voxel_mm
+from solutions.medical_imaging.examples import HEADS
 from solutions.medical_imaging.geometry import Geometry
 from solutions.medical_imaging.looking import Cube, look
 from solutions.medical_imaging.models import Models, load_network, save_network
@@ -31,6 +32,10 @@ def ball(radius_mm: float, centre: tuple[float, float, float]) -> np.ndarray:
     index = np.stack(np.meshgrid(*[np.arange(n) for n in GRID.shape], indexing="ij"), axis=-1)
     distance = np.linalg.norm((index - centre) * np.asarray(GRID.spacing), axis=-1)
     return np.where(distance < radius_mm, 30.0, -850.0).astype(np.float32)
+
+
+def target(**known: float) -> np.ndarray:
+    return np.array([known.get(name, np.nan) for name in HEADS], np.float32)
 
 
 @pytest.mark.parametrize("diameter", [3.0, 8.0, 20.0, 60.0])
@@ -64,7 +69,7 @@ def test_the_network_gives_outline_and_ratings_with_and_without_the_backbone(pla
     net = NoduleNet(settings).eval()
     out = net(torch.zeros(2, 1, M, M, M), torch.zeros(2))
     assert out.mask_BMMM.shape == (2, M, M, M)
-    assert out.rating_BH.shape == (2, 3)
+    assert out.rating_BH.shape == (2, len(HEADS))
     assert sum(p.numel() for p in net.parameters()) < 1_500_000
     assert (net.backbone is None) == plain
 
@@ -89,9 +94,9 @@ def test_it_learns_to_outline_and_to_tell_apart_in_a_few_steps() -> None:
     inside = ((z - 15.5) ** 2 + (y - 15.5) ** 2 + (x - 15.5) ** 2) < 36.0
     lung = np.full((M, M, M), -850.0, np.float32)
     nodule = Sample(
-        scaled(np.where(inside, 40.0, lung)), 1.0, inside.astype(np.float32), np.array([1.0, 1.0, np.nan], np.float32)
+        scaled(np.where(inside, 40.0, lung)), 1.0, inside.astype(np.float32), target(nodule=1.0, malignancy=1.0)
     )
-    nothing = Sample(scaled(lung), 1.0, np.zeros((M, M, M), np.float32), np.array([0.0, np.nan, np.nan], np.float32))
+    nothing = Sample(scaled(lung), 1.0, np.zeros((M, M, M), np.float32), target(nodule=0.0))
     net = NoduleNet(replace(NetworkSettings(), widths=(4, 8, 16, 16), backbone=BackboneSettings(width=16, heads=2)))
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
     losses = []
