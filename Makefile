@@ -37,9 +37,9 @@ bench-fraud: setup ## every figure of the fraud solution; QUICK=--quick for one 
 bench-core: setup ## what the mixture of experts brings
 	$(BIN)/python -m benchmarks.core_moe
 
-bench-maintenance: setup ## C-MAPSS, Azure PdM, the simulated fleet, work-order text; some hours of one core
+bench-maintenance: setup ## C-MAPSS, Azure PdM, nitrogen generator, the simulated fleet, work-order text; some hours of one core
 	for subset in FD001 FD002 azure; do OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.maintenance_quality $$subset || exit; done
-	for what in "fleet 3" "fleet azure" "update regime" "update mode 1" text; do OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.maintenance_$$what || exit; done
+	for what in "fleet 3" "fleet azure 5" "update regime" "update mode 3" polimi experts text; do OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.maintenance_$$what || exit; done
 
 bench-fraud-speed: setup ## replay, latency at 10 k and 1 M nodes, soak (VIGIL_SOAK_SECONDS=600)
 	$(BIN)/python -m benchmarks.fraud_speed
@@ -54,8 +54,8 @@ bench-fraud-faults: setup ## 200 kills; needs Apache Kafka
 bench-fraud-sharing: setup ## workers that share partitions; needs Apache Kafka
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.fraud_sharing
 
-bench-imaging: setup ## what the shipped imaging models are worth on held-out patients
-	for name in quality active backbone; do OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.imaging_$$name || exit; done
+bench-imaging: setup ## what the shipped imaging models are worth on held-out patients, faults and exports; an hour of one core
+	for name in quality exports active backbone; do OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.imaging_$$name || exit; done
 
 clean:
 	rm -rf .venv var build *.egg-info .mypy_cache .ruff_cache .hypothesis

@@ -22,7 +22,8 @@ from benchmarks.common import CACHE, RESULTS, Clock, data
 from core.results import Results, measured, sha256_file
 from solutions.medical_imaging.data import LidcData, load_scan
 from solutions.medical_imaging.labelling import doubt
-from solutions.medical_imaging.training import TRAINING_SCANS, nodules_of, place_nodules
+from solutions.medical_imaging.placing import nodules_of, place_nodules
+from solutions.medical_imaging.training import TRAINING_SCANS
 
 START, BATCH, MOST = 20, 10, 300
 ENOUGH = 0.99  # of the area under the curve that all opinions give
@@ -65,7 +66,7 @@ def main(seeds: int) -> None:
         lungs = [load_scan(lidc, name, CACHE) for name in TRAINING_SCANS]
         sets = []
         for split in ("train", "test"):
-            placed = [p for p in place_nodules(nodules_of(lidc, split), lungs, 0) if np.isfinite(p.target_H[1])]  # type: ignore[arg-type]
+            placed = [p for p in place_nodules(nodules_of(lidc, split), lungs, 0) if np.isfinite(p.target_H[1])]
             sets.append(
                 (np.stack([p.feature_F for p in placed]).astype(float), np.array([int(p.target_H[1]) for p in placed]))
             )

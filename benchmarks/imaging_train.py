@@ -1,4 +1,4 @@
-"""Make the shipped models of the imaging solution from LIDC crops and two complete scans; about 70 CPU-seconds.
+"""Make the shipped models of the imaging solution from LIDC crops and two complete scans; about an hour of two cores.
 
 python -m benchmarks.imaging_train [OUT]
 """
