@@ -44,7 +44,7 @@ from solutions.maintenance.data import HOUR, History, load_history
 from solutions.maintenance.evaluate import Collected, failures_in, mean_score
 from solutions.maintenance.explain import explain
 from solutions.maintenance.labels import make_labels
-from solutions.maintenance.model import OutOfFold, Prepared
+from solutions.maintenance.model import HeldOut, Prepared
 from solutions.maintenance.monitor import BUDGET, LOOK_BACK, Monitor, fit_monitor, normal_rows
 from solutions.maintenance.panel import hours_of
 from solutions.maintenance.protocols import load_azure
@@ -131,7 +131,7 @@ def finish(
 
 def judge_seed(
     monitor: Monitor,
-    held: OutOfFold,
+    held: HeldOut,
     prepared: Prepared,
     cut: np.datetime64,
     rows: dict[str, Collected],

@@ -54,6 +54,7 @@ def train_task(fleet: FleetResource) -> Any:
     return replace(
         task,
         folds=2,
+        origins=(0.6,),
         network=replace(task.network, epochs=3, rows=5_000),
         boosting=replace(task.boosting, trees=80, most_rows=4_000),
     )

@@ -23,7 +23,7 @@ from solutions.maintenance.data import InputError
 from solutions.maintenance.features import Featurizer
 from solutions.maintenance.hazard import Curves, cautious_life, nasa_score
 from solutions.maintenance.labels import Labels, make_labels
-from solutions.maintenance.model import FailureModel, OutOfFold, Prepared, Progress, fit_model
+from solutions.maintenance.model import FailureModel, HeldOut, Prepared, Progress, fit_model
 from solutions.maintenance.panel import Panel, hours_of, make_panel
 from solutions.maintenance.protocols import load_azure, load_cmapss
 from solutions.maintenance.task import Task, recurring_task, run_to_failure_task
@@ -241,13 +241,13 @@ def add_probabilities(found: Collected, curves: Curves, fleet: Fleet) -> None:
     found.put(ece=expected_calibration_error(p[known], positive[known]))
 
 
-def judge_alarms(model: FailureModel, held: OutOfFold, fleet: Fleet, found: Collected) -> dict[str, float]:
-    """Thresholds chosen out of fold on training days, cases judged on test days; cost against the F1-optimal threshold."""
+def judge_alarms(model: FailureModel, held: HeldOut, fleet: Fleet, found: Collected) -> dict[str, float]:
+    """Thresholds chosen on held-out training days, cases judged on test days; cost against the F1-optimal threshold."""
     panel, history, costs, settings = fleet.prepared.panel, fleet.prepared.history, Costs(), AlarmSettings()
     order = np.lexsort((panel.hour_R[held.rows], held.asset_N))
     rows = held.rows[order]
     p = model.curves_of({model.best: held.raw[model.best][order]}, model.best).fails_within(72.0)
-    train_failures = failures_in(panel, history, np.flatnonzero(fleet.train_R))
+    train_failures = failures_in(panel, history, rows)
     curve = cost_curve(p, panel.asset_R[rows], panel.hour_R[rows], train_failures, costs=costs, settings=settings)
     chosen = {
         "cost": curve.best(budget=BUDGET),

@@ -1,9 +1,10 @@
 """The failure model: boosting and networks on folds of machines, fused, calibrated on machines they have not seen.
 
-Every fold trains without some machines and predicts them; these out-of-fold predictions choose the weight of each part,
-calibrate the curve and the interval. No machine calibrates a model that it trained.
+What members have not seen chooses the weight of each part, calibrates the curve and the interval, and sets the alarms: for
+assets that run once to failure, machines that a member did without; for assets that go on, later days of the same machines, as
+in service. On Azure PdM the two differ by a factor: members know the calm of the machines they were trained on.
 
-N rows, A assets, K intervals.
+N rows, A assets, K intervals, M members.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from solutions.maintenance.data import History
 from solutions.maintenance.features import Features, Featurizer
 from solutions.maintenance.hazard import Curves, fit_scale, negative_log_likelihood, scale_hazard
 from solutions.maintenance.intervals import Interval, fit_interval
-from solutions.maintenance.labels import Labels
+from solutions.maintenance.labels import Labels, make_labels
 from solutions.maintenance.life_curves import LifeCurves
 from solutions.maintenance.network import HazardNetwork, Inputs, train_network
 from solutions.maintenance.panel import Panel, make_panel
@@ -35,6 +36,8 @@ I64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 PARTS = ("lightgbm", "network")
 WEIGHTS = np.linspace(0.0, 1.0, 11)  # of the network that are tried
+MOST_WEIGHED = 8_000  # rows on which the weights are compared
+LEAST_FAILURES = 8  # after the first origin; with fewer, machines that were left out calibrate
 LEAST_AGE = 24  # steps of history a row must have to be trained on or calibrated with
 FORMAT = 1
 Progress = Callable[[str], None]
@@ -150,8 +153,8 @@ class FailureModel:
 
 
 @dataclass(frozen=True)
-class OutOfFold:
-    """Predictions for machines that the member did not train on. rows: of the panel; asset_N: their machines."""
+class HeldOut:
+    """What members said of machines, or of days, that they were not trained on. rows: of the panel; asset_N: their machines."""
 
     rows: I64
     asset_N: I64
@@ -175,6 +178,11 @@ def machine_folds(panel: Panel, labels: Labels, folds: int, seed: int) -> NDArra
     return fold_A
 
 
+def partitions(panel: Panel, labels: Labels, task: Task, seed: int) -> NDArray[np.int64]:
+    """(rounds, A) fold of each machine in each round."""
+    return np.stack([machine_folds(panel, labels, task.folds, seed * 1000 + turn) for turn in range(task.rounds)])
+
+
 def fit_model(
     prepared: Prepared,
     labels: Labels,
@@ -187,55 +195,116 @@ def fit_model(
     parts: tuple[str, ...] = PARTS,
     threads: int = 1,
     progress: Progress = lambda _: None,
-) -> tuple[FailureModel, OutOfFold]:
+) -> tuple[FailureModel, HeldOut]:
     """Train on the rows marked in `rows_R`, whose labels must know nothing that a later row would.
 
     Args:
         arms: modalities used, of sensors and logs; the record of the asset always is.
     """
-    panel, features = prepared.panel, prepared.features
-    columns = features.columns_of((*arms, "asset"))
-    usable_R = rows_R & ((labels.life_R > 0.0) | labels.failed_R) & (panel.age_R() >= (0 if task.kind == "life" else 1))
-    if task.kind == "life":
-        usable_R &= labels.failed_R | (labels.life_R >= task.cap)
-    fold_A = machine_folds(panel, labels, task.folds, seed)
-    members: dict[str, list[Any]] = {part: [] for part in parts}
-    held: list[I64] = []
-    predicted: dict[str, list[F64]] = {part: [] for part in parts}
-    for f in range(task.folds):
-        out_R = fold_A[panel.asset_R] == f
-        train, test = np.flatnonzero(usable_R & ~out_R), np.flatnonzero(usable_R & out_R)
-        for part in parts:
-            made: list[Any]
-            if part == "lightgbm":
-                stride = -(-len(train) // task.boosting.most_rows)
-                thin = train[seed % stride :: stride]
-                x = features.x_RF[thin]
-                made = [Boosting.train(x, labels.at(thin), task, columns, seed=seed * 100 + f, threads=threads)]
-            else:
-                made = [
-                    train_network(
-                        prepared.inputs,
-                        train,
-                        labels,
-                        task,
-                        arms=arms,
-                        codes=int(code_count(featurizer)),
-                        seed=seed * 100 + f + 1000 * again,
-                    )
-                    for again in range(task.network.per_fold)
-                ]
-            members[part] += made
-            predicted[part].append(np.mean([predict(m, part, task, prepared, test) for m in made], axis=0))
-        held.append(test)
-        progress(f"fold {f + 1}/{task.folds} trained")
-    rows = np.concatenate(held)
-    raw = {part: np.concatenate(values) for part, values in predicted.items()}
+    panel = prepared.panel
+    training = Training(prepared, task, featurizer, seed, arms, parts, threads)
+    members, left_out_M = training.ensemble(labels, rows_R, progress)
+    found = training.look_ahead(labels, rows_R, progress) or training.out_of_fold(labels, rows_R, members, left_out_M)
     model = FailureModel(task, featurizer, arms, members, 0.5)
-    chosen = panel.age_R()[rows] >= LEAST_AGE
-    rows, raw = rows[chosen], {part: values[chosen] for part, values in raw.items()}
+    chosen = panel.age_R()[found.rows] >= LEAST_AGE
+    rows, raw = found.rows[chosen], {part: values[chosen] for part, values in found.raw.items()}
     calibrate(model, raw, labels.at(rows), panel.asset_R[rows], seed)
-    return model, OutOfFold(rows, panel.asset_R[rows], fuse(raw, model.weight))
+    return model, HeldOut(rows, panel.asset_R[rows], fuse(raw, model.weight))
+
+
+@dataclass(frozen=True)
+class Training:
+    """What all ensembles of one model have in common."""
+
+    prepared: Prepared
+    task: Task
+    featurizer: Featurizer
+    seed: int
+    arms: tuple[str, ...]
+    parts: tuple[str, ...]
+    threads: int
+
+    def usable(self, labels: Labels, rows_R: Bool) -> I64:
+        """Rows that say something."""
+        least = 0 if self.task.kind == "life" else 1
+        usable_R = rows_R & ((labels.life_R > 0.0) | labels.failed_R) & (self.prepared.panel.age_R() >= least)
+        if self.task.kind == "life":
+            usable_R &= labels.failed_R | (labels.life_R >= self.task.cap)
+        return np.flatnonzero(usable_R)
+
+    def ensemble(
+        self, labels: Labels, rows_R: Bool, progress: Progress
+    ) -> tuple[dict[str, list[Any]], list[NDArray[np.bool_]]]:
+        """Members of each part, and (A,) for each member whether it did without a machine."""
+        panel, task, rows = self.prepared.panel, self.task, self.usable(labels, rows_R)
+        members: dict[str, list[Any]] = {part: [] for part in self.parts}
+        fold_GA = partitions(panel, labels, task, self.seed)
+        left_out_M = [fold_A == fold for fold_A in fold_GA for fold in range(task.folds)]
+        for m, out_A in enumerate(left_out_M):
+            train = rows[~out_A[panel.asset_R[rows]]]
+            for part in self.parts:
+                members[part].append(self._member(part, train, labels, self.seed * 1000 + m))
+            progress(f"member {m + 1}/{len(left_out_M)} trained")
+        return members, left_out_M
+
+    def _member(self, part: str, train: I64, labels: Labels, seed: int) -> Any:
+        features = self.prepared.features
+        if part == "lightgbm":
+            stride = -(-len(train) // self.task.boosting.most_rows)
+            thin = train[self.seed % stride :: stride]
+            columns = features.columns_of((*self.arms, "asset"))
+            x = features.x_RF[thin]
+            return Boosting.train(x, labels.at(thin), self.task, columns, seed=seed, threads=self.threads)
+        codes = int(code_count(self.featurizer))
+        return train_network(self.prepared.inputs, train, labels, self.task, arms=self.arms, codes=codes, seed=seed)
+
+    def _predict(self, part: str, member: Any, rows: I64) -> F64:
+        return predict(member, part, self.task, self.prepared, rows)
+
+    def out_of_fold(
+        self, labels: Labels, rows_R: Bool, members: dict[str, list[Any]], left_out_M: list[NDArray[np.bool_]]
+    ) -> HeldOut:
+        """Every row by the mean of the members that did without its machine."""
+        rows = self.usable(labels, rows_R)
+        asset_N = self.prepared.panel.asset_R[rows]
+        width = () if self.task.kind == "life" else (len(self.task.edges) - 1,)
+        raw = {part: np.zeros((len(rows), *width)) for part in members}
+        for part, own in members.items():
+            for member, out_A in zip(own, left_out_M, strict=True):
+                out_N = out_A[asset_N]
+                raw[part][out_N] += self._predict(part, member, rows[out_N]) / self.task.rounds
+        return HeldOut(rows, asset_N, raw)
+
+    def look_ahead(self, labels: Labels, rows_R: Bool, progress: Progress) -> HeldOut | None:
+        """Every row after the first origin by an ensemble that knew the same machines up to the last origin before it.
+
+        None without origins, or when too few failures lie after the first one.
+        """
+        panel, task = self.prepared.panel, self.task
+        if not task.origins:
+            return None
+        begin, end = int(panel.hour_R[rows_R].min()), int(panel.hour_R[rows_R].max()) + 1
+        starts = [begin + round(share * (end - begin)) for share in task.origins]
+        rows, raw = [], []
+        for start, stop in zip(starts, [*starts[1:], end], strict=True):
+            known, earlier_R = make_labels(self.prepared.history, panel, until_hour=start - 1), panel.hour_R < start
+            if not known.failed_R[self.usable(known, rows_R & earlier_R)].any():
+                continue
+            members, _ = self.ensemble(known, rows_R & earlier_R, lambda _: None)
+            rows.append(self.usable(labels, rows_R & ~earlier_R & (panel.hour_R < stop)))
+            raw.append({p: np.mean([self._predict(p, m, rows[-1]) for m in members[p]], axis=0) for p in self.parts})
+            progress(f"days until {(start - begin) / 24:.0f} looked ahead to {(stop - begin) / 24:.0f}")
+        if not rows or failures_of(panel, labels, np.concatenate(rows)) < LEAST_FAILURES:
+            return None
+        found = np.concatenate(rows)
+        return HeldOut(found, panel.asset_R[found], {p: np.concatenate([r[p] for r in raw]) for p in self.parts})
+
+
+def failures_of(panel: Panel, labels: Labels, rows: I64) -> int:
+    """How many different failures some rows lead to."""
+    failed = rows[labels.failed_R[rows]]
+    when = panel.hour_R[failed] + labels.life_R[failed].astype(np.int64)
+    return len(np.unique(np.stack([panel.asset_R[failed], when]), axis=1).T)
 
 
 def code_count(featurizer: Featurizer) -> int:
@@ -252,18 +321,24 @@ def predict(member: Any, part: str, task: Task, prepared: Prepared, rows: I64) -
 
 
 def calibrate(model: FailureModel, raw: dict[str, F64], labels: Labels, asset_N: I64, seed: int) -> None:
-    """Weight, curve and interval from out-of-fold predictions."""
+    """Weight, curve and interval from predictions of what was held out."""
     task = model.task
     life_N, target_N = labels.life_R, np.minimum(labels.life_R, task.cap)
     if len(raw) == 2:
+        thin = slice(None, None, -(-len(life_N) // MOST_WEIGHED))
         losses = []
         for weight in WEIGHTS:
-            value = fuse(raw, float(weight))["fused"]
+            value = fuse({part: values[thin] for part, values in raw.items()}, float(weight))["fused"]
             if task.kind == "life":
-                losses.append(float(((value - target_N) ** 2).mean()))
-            else:
-                curves = Curves.from_hazard(task.edges, expit(value))
-                losses.append(negative_log_likelihood(curves, life_N, labels.failed_R))
+                losses.append(float(((value - target_N[thin]) ** 2).mean()))
+            else:  # each mixture with the calibration that it would get
+                curves, life, failed = (
+                    Curves.from_hazard(task.edges, expit(value)),
+                    life_N[thin],
+                    labels.failed_R[thin],
+                )
+                scaled = scale_hazard(curves, *fit_scale(curves, life, failed))
+                losses.append(negative_log_likelihood(scaled, life, failed))
         model.weight = float(WEIGHTS[int(np.argmin(losses))])
     for name, values in fuse(raw, model.weight).items():
         if task.kind == "life":

@@ -20,7 +20,7 @@ from solutions.maintenance.causes import Reconstruction, Signatures, fit_reconst
 from solutions.maintenance.data import HOUR, History, InputError
 from solutions.maintenance.features import Featurizer
 from solutions.maintenance.labels import Labels, make_labels
-from solutions.maintenance.model import FailureModel, OutOfFold, Prepared, Progress, fit_model, frame_of
+from solutions.maintenance.model import FailureModel, HeldOut, Prepared, Progress, fit_model, frame_of
 from solutions.maintenance.panel import Panel, hours_of, make_panel
 from solutions.maintenance.quality import Finding, QualitySettings, SensorHealth
 from solutions.maintenance.task import Task
@@ -151,7 +151,7 @@ def fit_monitor(
     policy: Policy = "cost",
     threads: int = 1,
     progress: Progress = lambda _: None,
-) -> tuple[Monitor, OutOfFold, CostCurve]:
+) -> tuple[Monitor, HeldOut, CostCurve]:
     """Train on everything before `cut`, with labels that end there.
 
     Args:
@@ -193,15 +193,15 @@ def past_signatures(
 
 
 def alarm_curve(
-    model: FailureModel, held: OutOfFold, prepared: Prepared, horizon: float, before: int, costs: Costs
+    model: FailureModel, held: HeldOut, prepared: Prepared, horizon: float, before: int, costs: Costs
 ) -> CostCurve:
-    """Cost over thresholds, from predictions for machines that the member had not trained on."""
+    """Cost over thresholds, from predictions of what was held out of the training."""
     panel = prepared.panel
     order = np.lexsort((panel.hour_R[held.rows], held.asset_N))
     rows = held.rows[order]
     p = model.curves_of({model.best: held.raw[model.best][order]}, model.best).fails_within(horizon)
     code = {name: i for i, name in enumerate(panel.assets)}
-    events = history_failures(prepared.history, code, before)
+    events = [f for f in history_failures(prepared.history, code, before) if f[1] > panel.hour_R[rows].min()]
     return cost_curve(
         p, panel.asset_R[rows], panel.hour_R[rows], events, costs=costs, settings=AlarmSettings(), horizon=WARNING
     )

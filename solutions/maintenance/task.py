@@ -33,15 +33,14 @@ class NetworkSettings:
     learning_rate: float = 3e-3
     weight_decay: float = 0.05
     life_weight: float = 1.0  # of the squared error of the expected life beside the likelihood
-    per_fold: int = 1  # networks that differ in their seed only; their predictions are averaged
 
     def __post_init__(self) -> None:
         if self.window % self.patch:
             raise ValueError(f"`patch` must divide `window`. Received: window={self.window}, patch={self.patch}.")
-        if min(self.rows, self.epochs, self.per_fold) < 1 or self.batch_size < 2:
+        if min(self.rows, self.epochs) < 1 or self.batch_size < 2:
             raise ValueError(
-                "`rows`, `epochs` and `per_fold` must be >= 1, `batch_size` >= 2. Received: rows="
-                f"{self.rows}, epochs={self.epochs}, per_fold={self.per_fold}, batch_size={self.batch_size}."
+                "`rows` and `epochs` must be >= 1, `batch_size` >= 2. "
+                f"Received: rows={self.rows}, epochs={self.epochs}, batch_size={self.batch_size}."
             )
 
 
@@ -69,7 +68,10 @@ class Task:
             probability within the horizons matters.
         edges: of the hazard's intervals, in hours (or cycles); the last one is the cap of the life.
         horizons: P(failure within each) is reported.
-        folds: models per ensemble, each trained without one part of the machines.
+        folds: parts of the machines; each member of the ensemble is trained without one of them.
+        rounds: partitions, of so many folds each. A machine is predicted out of fold by as many members.
+        origins: shares of the training time after which an earlier ensemble looks ahead to the next origin (rolling origin,
+            Tashman 2000, doi:10.1016/S0169-2070(00)00065-0). What it says calibrates. None: machines left out do.
     """
 
     kind: Kind
@@ -79,6 +81,8 @@ class Task:
     network: NetworkSettings = field(default_factory=NetworkSettings)
     boosting: BoostingSettings = field(default_factory=BoostingSettings)
     folds: int = 5
+    rounds: int = 1
+    origins: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in ("life", "event"):
@@ -87,8 +91,12 @@ class Task:
             raise ValueError(
                 f"`edges` must begin with 0 and reach all horizons. Received: edges={self.edges}, horizons={self.horizons}."
             )
-        if self.folds < 2:
-            raise ValueError(f"`folds` must be >= 2. Received: folds={self.folds}.")
+        if self.folds < 2 or self.rounds < 1:
+            raise ValueError(
+                f"`folds` must be >= 2, `rounds` >= 1. Received: folds={self.folds}, rounds={self.rounds}."
+            )
+        if any(not 0.0 < share < 1.0 for share in self.origins) or list(self.origins) != sorted(set(self.origins)):
+            raise ValueError(f"`origins` must rise within (0, 1). Received: origins={self.origins}.")
 
     @property
     def cap(self) -> float:
@@ -102,8 +110,9 @@ class Task:
     def from_json(cls, stored: dict[str, Any]) -> Task:
         features: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored["features"].items()}
         return cls(
-            **{k: stored[k] for k in ("kind", "folds")},
+            **{k: stored[k] for k in ("kind", "folds", "rounds")},
             edges=tuple(stored["edges"]),
+            origins=tuple(stored["origins"]),
             horizons=tuple(stored["horizons"]),
             features=FeatureSettings(**features),
             network=NetworkSettings(**stored["network"]),
@@ -114,10 +123,9 @@ class Task:
 def run_to_failure_task() -> Task:
     """Turbofans: life in cycles, capped at 125 as is customary (arXiv 1801.05512 and most of C-MAPSS)."""
     edges = tuple(float(e) for e in range(0, 126, 5))
-    # ten folds rather than five, and three networks rather than one, lower the error out of fold on FD001
-    network = NetworkSettings(per_fold=3)
+    # ten folds rather than five, and three rounds rather than one, lower the error out of fold on FD001
     features = FeatureSettings(from_new=True)
-    return Task(kind="life", edges=edges, horizons=(24.0, 72.0), features=features, network=network, folds=10)
+    return Task(kind="life", edges=edges, horizons=(24.0, 72.0), features=features, folds=10, rounds=3)
 
 
 def recurring_task() -> Task:
@@ -125,4 +133,4 @@ def recurring_task() -> Task:
     edges = (0.0, 12.0, 24.0, 36.0, 48.0, 60.0, 72.0, 96.0, 120.0, 168.0)
     features = FeatureSettings(means=(3, 12, 24, 48), ewma=(24,), deviation=24)
     network = NetworkSettings(window=48, patch=6, epochs=6, life_weight=0.1)
-    return Task(kind="event", edges=edges, features=features, network=network, folds=3)
+    return Task(kind="event", edges=edges, features=features, network=network, folds=4, origins=(0.4, 0.6, 0.8))

@@ -2,8 +2,9 @@
 
 Conditions far from all known ones are added with levels of their own; known ones keep theirs, so that the past looks as it
 did. Each network learns the new rows with the past replayed (`core.continual.updater`), boosting is trained anew on both,
-each member without one group of machines. What members say about the machines they were not given calibrates the
-challenger and is what the gate compares with the champion: no machine judges a member that it trained.
+each member without one group of machines. What members say about the machines they were not given, calibrated by other
+machines, is what the gate compares with the champion: no machine judges a member that it trained. A challenger that is kept
+has the champion's calibration and alarm threshold; the weekly training makes them anew.
 
 R rows of the panel, N rows, A machines, K intervals.
 """
@@ -27,7 +28,6 @@ from torch import Tensor, nn
 from core.continual.updater import UpdatePlan, Updater, UpdateReport, UpdaterSettings
 from core.promotion import decide
 from core.results import weighted_average_precision
-from solutions.maintenance.alarms import WARNING, AlarmSettings, Costs, cost_curve
 from solutions.maintenance.boosting import Boosting
 from solutions.maintenance.causes import fit_reconstruction, windowed
 from solutions.maintenance.change import Change, deal_out, with_new_conditions
@@ -35,14 +35,13 @@ from solutions.maintenance.data import History, InputError
 from solutions.maintenance.hazard import Curves, negative_log_likelihood, person_periods
 from solutions.maintenance.labels import Labels, make_labels
 from solutions.maintenance.model import LEAST_AGE, FailureModel, Prepared, Progress, calibrate, fuse, predict
-from solutions.maintenance.monitor import BUDGET, Monitor, history_failures, normal_rows, past_signatures
+from solutions.maintenance.monitor import Monitor, normal_rows, past_signatures
 from solutions.maintenance.network import HazardNetwork, Inputs
 from solutions.maintenance.panel import Panel
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
-LEAST_FAILURES = 10  # below, the alarm threshold stays as it is
 SCORED = 4_000  # rows on which a network's own gain is measured
 
 
@@ -143,7 +142,6 @@ def carry_out(
     settings: UpdateSettings | None = None,
     *,
     seed: int = 0,
-    costs: Costs | None = None,
     progress: Progress = lambda _: None,
 ) -> Update:
     """Train a challenger from the champion and judge it; the champion itself is not changed.
@@ -162,9 +160,8 @@ def carry_out(
     model, reports, raw = _train(champion.model, material, plan, options, seed, progress)
     model.featurizer = replace(champion.model.featurizer, conditions=conditions)
     window = _window(champion, model, material, raw, seed)
-    _calibrate(model, material, raw, np.isin(material.scored, material.natural), seed)
     monitor = replace(champion, model=model, trained_until=int(material.panel.hour_R.max()) + 1)
-    _renew(monitor, material, history, change, raw, added, costs or Costs(), seed)
+    _renew(monitor, material, history, added, seed)
     forgetting = _forgetting(champion, model, material, raw)
     return _judge(monitor, plan, tuple(reports), added, window, forgetting, options)
 
@@ -218,8 +215,8 @@ def _train(
 ) -> tuple[FailureModel, list[UpdateReport], dict[str, F64]]:
     """Members that each do without one group, the reports of the networks, and (scored, K) logits for their own group."""
     task, group_R = model.task, material.group_R()
-    if task.network.per_fold != 1:
-        raise ValueError(f"updates need one network per fold. Received: per_fold={task.network.per_fold}.")
+    if task.rounds != 1:
+        raise ValueError(f"updates need members of one round. Received: rounds={task.rounds}.")
     members: dict[str, list[Any]] = {part: [] for part in model.members}
     reports: list[UpdateReport] = []
     raw = {part: np.zeros((len(material.scored), len(task.edges) - 1)) for part in members}
@@ -246,7 +243,7 @@ def _train(
             members[part].append(member)
             raw[part][mine] = predict(member, part, task, material.prepared, material.scored[mine])
         progress(f"member {f + 1}/{task.folds}: {'; '.join(reports[-1].reasons) if reports else 'boosting trained'}")
-    return replace(model, members=members, scale={}, interval={}), reports, raw
+    return replace(model, members=members), reports, raw
 
 
 def _teach(
@@ -351,36 +348,16 @@ def _renew(
     monitor: Monitor,
     material: Material,
     history: History,
-    change: Change,
-    raw: dict[str, F64],
     added: int,
-    costs: Costs,
     seed: int,
 ) -> None:
-    """What normal operation looks like, past findings, and the alarm threshold, where there is something new to learn."""
+    """What normal operation looks like, where it is new, and past findings."""
     panel = material.panel
     average = windowed(material.prepared.features.z_RS, panel.start_R)
     if added:
         normal = normal_rows(panel, history, material.labels) & (material.past_R | material.new_R)
         monitor.reconstruction = fit_reconstruction(average[normal], seed=seed)
     monitor.signatures = past_signatures(monitor.reconstruction, average, panel, history, monitor.trained_until)
-    if change.since_hour is None:
-        return
-    rows, code = material.natural, {name: i for i, name in enumerate(panel.assets)}
-    chosen, used = np.isin(material.scored, rows), set(panel.asset_R[rows].tolist())
-    events = [
-        (asset, hour)
-        for asset, hour in history_failures(history, code, monitor.trained_until)
-        if asset in used and hour > change.since_hour
-    ]
-    if len(events) >= LEAST_FAILURES:
-        model = monitor.model
-        mixed = fuse({part: values[chosen] for part, values in raw.items()}, model.weight)
-        p = model.curves_of(mixed, model.best).fails_within(monitor.horizon)
-        curve = cost_curve(
-            p, panel.asset_R[rows], panel.hour_R[rows], events, costs=costs, settings=AlarmSettings(), horizon=WARNING
-        )
-        monitor.alarm = replace(monitor.alarm, threshold=curve.best(budget=BUDGET))
 
 
 def _forgetting(champion: Monitor, model: FailureModel, material: Material, raw: dict[str, F64]) -> float:

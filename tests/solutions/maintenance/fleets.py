@@ -47,6 +47,7 @@ def tiny_task() -> Task:
     return replace(
         task,
         folds=2,
+        origins=(0.5,),
         network=replace(task.network, epochs=1, rows=512, width=16, expert_width=8, shared_width=8),
         boosting=replace(task.boosting, trees=15, most_rows=1500),
     )

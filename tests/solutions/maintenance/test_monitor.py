@@ -18,8 +18,9 @@ from solutions.maintenance.cases import CaseBook
 from solutions.maintenance.causes import Principal, Signatures, fit_reconstruction, rank, windowed
 from solutions.maintenance.data import HOUR, History
 from solutions.maintenance.explain import Deletion, deletion_test, explain
+from solutions.maintenance.features import Featurizer
 from solutions.maintenance.labels import make_labels
-from solutions.maintenance.model import Prepared, fit_model, machine_folds
+from solutions.maintenance.model import Prepared, Training, fit_model, partitions
 from solutions.maintenance.monitor import Monitor
 from solutions.maintenance.network import HazardNetwork, Inputs
 from solutions.maintenance.operate import Workspace
@@ -94,22 +95,43 @@ def test_saved_and_loaded_monitors_score_alike(
 
 
 def test_no_machine_calibrates_a_model_that_it_trained(history: History) -> None:
-    """Every out-of-fold prediction equals that of the member whose fold left the machine out."""
-    task = tiny_task()
+    """Every out-of-fold prediction equals the mean over the members whose fold left the machine out."""
+    task = replace(tiny_task(), rounds=2, origins=())
     panel = make_panel(history)
     labels = make_labels(history, panel)
-    from solutions.maintenance.features import Featurizer
-
     featurizer = Featurizer.fit(history, panel, np.ones(len(panel), bool), task.features)
     prepared = Prepared(history, panel, featurizer.transform(history, panel))
     rows = panel.age_R() > 400
     model, held = fit_model(prepared, labels, rows, task, featurizer, seed=1, parts=("lightgbm",))
-    fold_A = machine_folds(panel, labels, task.folds, 1)
-    for f, member in enumerate(model.members["lightgbm"]):
-        mine = fold_A[held.asset_N] == f
+    x, expected = prepared.features.x_RF[held.rows], np.zeros_like(held.raw["lightgbm"])
+    for m, member in enumerate(model.members["lightgbm"]):
+        turn, fold = divmod(m, task.folds)
+        mine = partitions(panel, labels, task, 1)[turn][held.asset_N] == fold
         assert mine.any()
-        x = prepared.features.x_RF[held.rows[mine]]
-        np.testing.assert_allclose(member.logit(x), held.raw["lightgbm"][mine])
+        expected[mine] += member.logit(x[mine]) / 2
+    np.testing.assert_allclose(expected, held.raw["lightgbm"])
+
+
+def test_looking_ahead_knows_nothing_of_later_failures(history: History) -> None:
+    """What an earlier ensemble says of the days until a failure is the same whether the failure comes or not."""
+    task = replace(tiny_task(), origins=(0.5,))
+    panel = make_panel(history)
+    labels, everything = make_labels(history, panel), np.ones(len(panel), bool)
+    hour = int(np.quantile(panel.hour_R, 0.75))
+    late = hours_of(history.events["time"]) > hour
+    assert (history.events["kind"][late] == "failure").any()
+    calm = replace(history, events=history.events[~late].reset_index(drop=True))
+    featurizer = Featurizer.fit(history, panel, everything, task.features)
+    said = []
+    for known in (history, calm):
+        prepared = Prepared(known, panel, featurizer.transform(known, panel))
+        training = Training(prepared, task, featurizer, 0, ("sensors", "logs"), ("lightgbm", "network"), 1)
+        found = training.look_ahead(labels, everything, lambda _: None)
+        assert found is not None
+        assert panel.hour_R[found.rows].min() >= panel.hour_R.min() + (np.ptp(panel.hour_R) + 1) // 2
+        said.append({part: values[panel.hour_R[found.rows] < hour] for part, values in found.raw.items()})
+    for part in said[0]:
+        np.testing.assert_array_equal(said[0][part], said[1][part])
 
 
 def test_the_network_does_not_see_masked_or_foreign_values() -> None:
