@@ -370,26 +370,24 @@ def stuck_sensors(monitor: Monitor, part: History, score: Any, seed: int) -> dic
 
 
 def speed_elsewhere(model: Path) -> dict[str, float]:
-    """`speed` in a process of its own, whose memory is not that of the training."""
-    command = [sys.executable, "-m", "benchmarks.maintenance_fleet", "speed", str(model)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+    """`speed` in a process of its own, whose memory is not that of the training nor of the simulator."""
+    tables = simulate(FleetSettings(assets=200, days=20, stuck=0), 99)
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, frame in tables.items():
+            copies = [frame.assign(asset=frame["asset"] + f"-{i}") for i in range(5)] if "asset" in frame else [frame]
+            pd.concat(copies, ignore_index=True).to_parquet(Path(scratch) / f"{name}.parquet")
+        command = [sys.executable, "-m", "benchmarks.maintenance_fleet", "speed", str(model), scratch]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-def speed(model: Path) -> dict[str, float]:
+def speed(model: Path, folder: Path) -> dict[str, float]:
     """Processor seconds and memory to score one hour of 1,000 assets from twenty days of readings, files included."""
-    tables = simulate(FleetSettings(assets=200, days=20, stuck=0), 99)
-    for name, frame in tables.items():
-        copies = [frame.assign(asset=frame["asset"] + f"-{i}") for i in range(5)] if "asset" in frame else [frame]
-        tables[name] = pd.concat(copies, ignore_index=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        for name, frame in tables.items():
-            frame.to_parquet(Path(scratch) / f"{name}.parquet")
-        with measured() as cost:
-            monitor, history = Monitor.load(model), load_history(Path(scratch), FLEET_COLUMNS)
-            with measured() as alone:
-                frame, _ = monitor.score(history, history.readings["time"].max().to_datetime64())
+    with measured() as cost:
+        monitor, history = Monitor.load(model), load_history(folder, FLEET_COLUMNS)
+        with measured() as alone:
+            frame, _ = monitor.score(history, history.readings["time"].max().to_datetime64())
     assert len(frame) == 1000
     return {
         **{"assets": 1000, "cpu_seconds": alone.cpu_seconds, "cpu_seconds_with_loading": cost.cpu_seconds},
@@ -401,7 +399,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     words = sys.argv[1:]
     if words[:1] == ["speed"]:
-        print(json.dumps(speed(Path(words[1]))))
+        print(json.dumps(speed(Path(words[1]), Path(words[2]))))
     elif words[:1] == ["azure"]:
         azure(int(words[1]) if len(words) > 1 else 3)
     else:

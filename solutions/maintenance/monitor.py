@@ -27,6 +27,7 @@ from solutions.maintenance.task import Task
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
+AT_ONCE = 200  # assets that are scored together: memory stays flat however large the fleet
 LOOK_BACK = 240  # hours of readings that a score looks at; events count whatever their age
 QUIET = 168.0  # hours without a failure on both sides that make a row normal operation
 BUDGET = 1.0  # false cases per asset-month
@@ -77,10 +78,18 @@ class Monitor:
 
     def score(self, history: History, at: np.datetime64, *, hours: int = 1) -> tuple[pd.DataFrame, list[Finding]]:
         """The newest `hours` rows of every asset as known at a moment: probabilities, RUL, interval, anomaly score."""
-        prepared, findings = self.prepare(history, until=at)
-        last = int(hours_of(np.array([at]))[0])
-        rows = np.flatnonzero((prepared.panel.hour_R > last - hours) & (prepared.panel.hour_R <= last))
-        return self.frame(prepared, rows), [f for f in findings if f.last_hour > last - hours]
+        last, when = int(hours_of(np.array([at]))[0]), history.readings["time"]
+        heard = (when > at - LOOK_BACK * HOUR) & (when <= at) & (history.readings["arrived"] <= at)
+        names = sorted(history.readings.loc[heard, "asset"].unique())
+        frames: list[pd.DataFrame] = []
+        findings: list[Finding] = []
+        for begin in range(0, max(len(names), 1), AT_ONCE):  # of nobody heard, `prepare` says so
+            part = history if len(names) <= AT_ONCE else history.of(names[begin : begin + AT_ONCE])
+            prepared, found = self.prepare(part, until=at)
+            rows = np.flatnonzero((prepared.panel.hour_R > last - hours) & (prepared.panel.hour_R <= last))
+            frames.append(self.frame(prepared, rows))
+            findings += [f for f in found if f.last_hour > last - hours]
+        return pd.concat(frames, ignore_index=True), findings
 
     def frame(self, prepared: Prepared, rows: I64) -> pd.DataFrame:
         found = frame_of(self.model, prepared, rows)

@@ -13,6 +13,7 @@ import torch
 
 from core.tables import InputError
 from core.tracking import Tracker
+from solutions.maintenance import monitor as maintenance_monitor
 from solutions.maintenance import operate, watch
 from solutions.maintenance.cases import CaseBook
 from solutions.maintenance.causes import Principal, Signatures, fit_reconstruction, rank, windowed
@@ -21,7 +22,7 @@ from solutions.maintenance.explain import Deletion, deletion_test, explain
 from solutions.maintenance.features import Featurizer
 from solutions.maintenance.labels import make_labels
 from solutions.maintenance.model import Prepared, Training, fit_model, partitions
-from solutions.maintenance.monitor import Monitor
+from solutions.maintenance.monitor import LOOK_BACK, Monitor
 from solutions.maintenance.network import HazardNetwork, Inputs
 from solutions.maintenance.operate import Workspace
 from solutions.maintenance.panel import hours_of, make_panel
@@ -55,6 +56,21 @@ def test_batched_scores_agree_with_one_asset_at_a_time(monitor: Monitor, history
     whole, _ = monitor.score(history, cut)
     alone = pd.concat([monitor.score(history.of([asset]), cut)[0] for asset in whole["asset"]], ignore_index=True)
     pd.testing.assert_frame_equal(whole, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_a_large_fleet_is_scored_in_parts_and_silent_assets_hold_nobody_up(
+    monitor: Monitor, history: History, cut: np.datetime64, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent = [str(name) for name in history.assets.index[:2]]
+    gone = history.readings["asset"].isin(silent) & (history.readings["time"] > cut - (LOOK_BACK + 5) * HOUR)
+    part = replace(history, readings=history.readings[~gone].reset_index(drop=True))
+    whole, _ = monitor.score(part, cut)
+    monkeypatch.setattr(maintenance_monitor, "AT_ONCE", 1)
+    parts, _ = monitor.score(part, cut)
+    pd.testing.assert_frame_equal(whole, parts, rtol=1e-4, atol=1e-5)
+    assert not set(silent) & set(parts["asset"])
+    with pytest.raises(InputError, match="no reading in this period"):
+        monitor.score(part.of(silent), cut)
 
 
 def test_a_stuck_sensor_is_a_data_quality_alert_not_a_failure_alert(
