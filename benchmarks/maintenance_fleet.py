@@ -77,10 +77,14 @@ def fleet(seeds: int) -> None:
             judge_seed(monitor, held, prepared, cut, rows, extra)
             causes(monitor, prepared, cut, tables["truth"], rows, extra)
             clock(f"seed {seed}: judged")
-            extra["ill_sensors"].append(ill_sensors(monitor, history, cut, seed))
-            clock(f"seed {seed}: {extra['ill_sensors'][-1]}")
+            ill = ill_sensors(monitor, history, cut, seed)
+            rows["fused"].put(**{f"change_{name}": ill[name] for name in ("dead_mean", "dead_worst", "missing_30")})
+            rows["fused"].put(training_cpu_seconds=training.cpu_seconds)
+            extra["ill_sensors"].append(ill)
+            clock(f"seed {seed}: {ill}")
         monitor.save(Path(scratch) / "model")
-        extra["scoring"] = speed_elsewhere(Path(scratch) / "model")
+        rows["scoring_1000_assets"] = Collected()
+        rows["scoring_1000_assets"].put(**speed_elsewhere(Path(scratch) / "model"))
     name = f"simulated fleet of {ASSETS} pumps, {DAYS} days"
     finish("simulated_fleet", name, history, seeds, cost, rows, extra, "maintenance_fleet.json")
 
@@ -209,6 +213,7 @@ def alarms(
         labels = make_labels(prepared.history, panel, until_hour=cut_hour - 1).at(trained)
         f1 = float(np.clip(f1_threshold(before, labels.within(72.0)[0]), 1e-6, 1.0))
         customary = costs.of(episodes(p, asset_N, hour_N, AlarmSettings(threshold=f1)), failures)
+        found.put(cost_of_f1_optimal=bill / customary)
         extra["costs"].append(
             {
                 **{"cost_optimal": bill, "f1_optimal": customary, "ratio": bill / customary},
