@@ -55,7 +55,7 @@ bench-fraud-sharing: setup ## workers that share partitions; needs Apache Kafka
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.fraud_sharing
 
 bench-imaging: setup ## what the shipped imaging models are worth on held-out patients, faults and exports; an hour of one core
-	for name in quality exports active backbone; do OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.imaging_$$name || exit; done
+	for name in quality context exports active backbone; do OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.imaging_$$name || exit; done
 
 clean:
 	rm -rf .venv var build *.egg-info .mypy_cache .ruff_cache .hypothesis

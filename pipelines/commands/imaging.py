@@ -41,6 +41,9 @@ def review(
     record: Annotated[
         Path | None, typer.Option(help="JSON: age, sex, family_history, emphysema, known_cancer, ...")
     ] = None,
+    request: Annotated[
+        Path | None, typer.Option(help="Text from before the scan (indication, earlier reports), fused with the image.")
+    ] = None,
     report: Annotated[Path | None, typer.Option(help="Text of the radiologist's report, for discordance.")] = None,
     prior: Annotated[Path | None, typer.Option(help="Folder of an earlier review of the patient, for growth.")] = None,
     weights: Weights = None,
@@ -54,6 +57,7 @@ def review(
         out,
         series_uid=series_uid,
         record=record,
+        request=request,
         report_text=report,
         prior=prior,
         weights=weights or WEIGHTS,

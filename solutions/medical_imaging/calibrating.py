@@ -15,13 +15,15 @@ from scipy.special import expit
 
 from solutions.medical_imaging.boosting import BoostedRater
 from solutions.medical_imaging.candidates import blobs
+from solutions.medical_imaging.context import Seen
+from solutions.medical_imaging.context_training import Pool
 from solutions.medical_imaging.crop import LungCrop
 from solutions.medical_imaging.data import RealScan
-from solutions.medical_imaging.detect import MOST_LOOKED_AT, rate_candidates
+from solutions.medical_imaging.detect import MOST_LOOKED_AT, rate_candidates, seen_of
 from solutions.medical_imaging.insertion import GRID_MM, insert, make_patch
 from solutions.medical_imaging.lidc import Nodule
 from solutions.medical_imaging.looking import look
-from solutions.medical_imaging.models import EVIDENCE, STRONGEST, Calibration
+from solutions.medical_imaging.models import EVIDENCE, STRONGEST, Calibration, joined_logit
 from solutions.medical_imaging.network import NoduleNet
 from solutions.medical_imaging.placing import false_places, place_nodules, target_array
 from solutions.medical_imaging.texture import TextureRule, bright_hu
@@ -99,6 +101,7 @@ class Unseen:
         inserted: nodules that were put there.
         malignancy_N3: boosted and network logit, logarithm of the outline's volume in mm3, of nodules with a clear opinion.
         malignant_N: that opinion.
+        nodules, false: what words can speak of, in the order of the evidence; their logits are not weighed yet.
     """
 
     nodule_NE: F64
@@ -106,6 +109,17 @@ class Unseen:
     inserted: int
     malignancy_N3: F64
     malignant_N: NDArray[np.int64]
+    nodules: tuple[Seen, ...]
+    false: tuple[Seen, ...]
+
+    def pool(self, nodule: Sequence[float]) -> Pool:
+        """With the logits that some weights of the evidence give them."""
+        parts = (self.nodules, self.nodule_NE), (self.false, self.false_NE)
+        nodules, false = (
+            tuple(replace(s, logit=float(v)) for s, v in zip(seen, joined_logit(nodule, evidence), strict=True))
+            for seen, evidence in parts
+        )
+        return Pool(nodules, false)
 
 
 def unseen(rater: BoostedRater, network: NoduleNet, nodules: Sequence[Nodule], lung: RealScan, seed: int) -> Unseen:
@@ -115,6 +129,7 @@ def unseen(rater: BoostedRater, network: NoduleNet, nodules: Sequence[Nodule], l
     order = rng.permutation(len(counted))
     avoid = [(round(z), round(y), round(x)) for z, y, x in lung.avoid()]
     found, inserted = [], 0
+    nodules_seen: list[Seen] = []
     for begin in range(0, len(order), PER_COPY):
         patches = [make_patch(counted[i], context="nodule") for i in order[begin : begin + PER_COPY]]
         copy = insert(lung.crop.hu_ZYX, lung.crop.lung_ZYX, patches, seed + begin, avoid=avoid, apart_mm=APART_MM)
@@ -127,7 +142,9 @@ def unseen(rater: BoostedRater, network: NoduleNet, nodules: Sequence[Nodule], l
             near = np.flatnonzero(distance_C < max(diameter / 2.0, 2.0))
             hits += [candidates[int(near[0])]] if len(near) else []
         inserted += len(copy.centres)
-        found += [r.evidence_E for r in rate_candidates(rater, network, crop, hits)]
+        rated = rate_candidates(rater, network, crop, hits)
+        found += [r.evidence_E for r in rated]
+        nodules_seen += seen_of(rated, crop)
     false = rate_candidates(rater, network, lung.crop, false_places(lung)[:MOST_LOOKED_AT])
     views = view(rater, network, nodules, [lung], seed)
     known = np.isfinite(views.target_NH[:, 1])
@@ -137,6 +154,8 @@ def unseen(rater: BoostedRater, network: NoduleNet, nodules: Sequence[Nodule], l
         inserted,
         malignancy_columns(views, 0.5)[known],
         views.target_NH[known, 1].astype(np.int64),
+        tuple(nodules_seen),
+        tuple(seen_of(false, lung.crop)),
     )
 
 
@@ -154,14 +173,8 @@ def texture_of(nodules: Sequence[Nodule]) -> tuple[F64, F64, F64]:
     return bright, diameter, np.array([n.traits["texture"] for n in rated])
 
 
-def calibrate(views: Views, parts: Sequence[Unseen], texture: TextureRule) -> Calibration:
-    """Levels and intervals from validation nodules, weights and probabilities from what cross-fitted raters said.
-
-    Args:
-        views: of validation nodules by the final raters.
-        parts: one for each lung.
-        texture: fitted on training nodules.
-    """
+def weigh(parts: Sequence[Unseen]) -> tuple[float, ...]:
+    """Weights of the evidence, and a shift, for the logit of a nodule."""
     from sklearn.linear_model import LogisticRegression
 
     nodule, false = (np.concatenate(v) for v in ([p.nodule_NE for p in parts], [p.false_NE for p in parts]))
@@ -174,13 +187,27 @@ def calibrate(views: Views, parts: Sequence[Unseen], texture: TextureRule) -> Ca
     joined = evidence @ ranking.coef_[0]
     line = LogisticRegression(C=100.0, max_iter=1000).fit(joined[:, None], is_nodule, weight)
     slope, shift = float(line.coef_[0, 0]), float(line.intercept_[0])
+    return (*(slope * float(w) for w in ranking.coef_[0]), shift)
+
+
+def calibrate(views: Views, parts: Sequence[Unseen], texture: TextureRule) -> Calibration:
+    """Levels and intervals from validation nodules, weights and probabilities from what cross-fitted raters said.
+
+    Args:
+        views: of validation nodules by the final raters.
+        parts: one for each lung.
+        texture: fitted on training nodules.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    nodule = weigh(parts)
     level = unbiased_level(views)
     low, high = volume_factors(views.volumes(level), views.true_volumes)
     columns, malignant = (np.concatenate(v) for v in ([p.malignancy_N3 for p in parts], [p.malignant_N for p in parts]))
     likely = LogisticRegression(C=1.0, max_iter=1000).fit(columns, malignant)
     half = float(np.quantile(np.abs(likely.predict_proba(columns)[:, 1] - 0.5), ABSTAINED))
     draft = Calibration(
-        nodule=(*(slope * float(w) for w in ranking.coef_[0]), shift),  # type: ignore[arg-type]
+        nodule=nodule,  # type: ignore[arg-type]
         malignancy=(*(float(w) for w in likely.coef_[0]), float(likely.intercept_[0])),  # type: ignore[arg-type]
         texture=texture,
         outline_level=level,
@@ -192,7 +219,7 @@ def calibrate(views: Views, parts: Sequence[Unseen], texture: TextureRule) -> Ca
         volume_high=high,
     )
     assert len(draft.nodule) == len(EVIDENCE) + 1
-    probability = expit(draft.nodule_logit(false))
+    scans, probability = len(parts), expit(draft.nodule_logit(np.concatenate([p.false_NE for p in parts])))
     show = at_rate(probability, SHOWN_FALSE, scans)
     return replace(draft, show=show, sure=max(show, LEAST_SURE, at_rate(probability, SURE_FALSE, scans)))
 

@@ -6,6 +6,7 @@ Z slices, Y rows, X columns.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,18 @@ class LungCrop:
     hu_ZYX: NDArray[np.float32]
     lung_ZYX: Mask
     geometry: Geometry
+
+    @cached_property
+    def _box(self) -> tuple[float, float, float, float]:
+        """Of the lungs: left and right, low and high, in mm of the patient."""
+        slices, columns = np.flatnonzero(self.lung_ZYX.any((1, 2))), np.flatnonzero(self.lung_ZYX.any((0, 1)))
+        ends = self.geometry.to_patient([[slices[0], 0.0, columns[0]], [slices[-1], 0.0, columns[-1]]])
+        return (*sorted(map(float, ends[:, 0])), *sorted(map(float, ends[:, 2])))  # type: ignore[return-value]
+
+    def place(self, position: tuple[float, float, float]) -> tuple[bool, float]:
+        """Whether a point lies in the patient's left lung (x grows to the left), and its height as a share of the lungs'."""
+        x0, x1, z0, z1 = self._box
+        return position[0] > (x0 + x1) / 2.0, float(np.clip((position[2] - z0) / max(z1 - z0, 1.0), 0.0, 1.0))
 
 
 def lung_crop(volume: Volume, lungs: Lungs) -> LungCrop:

@@ -5,6 +5,7 @@ N candidates, H heads, E pieces of evidence.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from scipy.special import expit
 from solutions.medical_imaging.boosting import BoostedRater
 from solutions.medical_imaging.brock import MARKED, brock_range
 from solutions.medical_imaging.candidates import Candidate, blobs
+from solutions.medical_imaging.context import Known, Seen
 from solutions.medical_imaging.crop import LungCrop, lung_crop
 from solutions.medical_imaging.cubes import M, cube_geometry, cut_cube, scaled, voxel_mm
 from solutions.medical_imaging.detected import Bounds, DetectedNodule, Detection, Side, Zone
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 F32 = NDArray[np.float32]
 MOST_LOOKED_AT, MOST_SHOWN = 250, 12
 LEAST_MM = 3.0
+NOTED = 0.05  # change of a confidence by the context that is told
 SAME_MM = 3.0  # between the middles of two outlines of one nodule
 
 
@@ -45,6 +48,7 @@ class Rated:
         boosted_H, network_H: logits and ratings of the two raters.
         map_MMM: the network's probability of the outline, where `grid` lies.
         logit: of a nodule, by all the evidence; NaN before a calibration weighed it.
+        shift: of the logit, by what was known before the scan.
     """
 
     candidate: Candidate
@@ -53,6 +57,12 @@ class Rated:
     map_MMM: F32
     grid: Geometry
     logit: float = float("nan")
+    shift: float = 0.0
+
+    @property
+    def joined(self) -> float:
+        """Logit by image and context."""
+        return self.logit + self.shift
 
     @property
     def outline_logit(self) -> float:
@@ -127,20 +137,41 @@ def second_stage(
     return kept
 
 
-def detect(series: Series, models: Models, person: Person | None = None) -> Detection:
-    """All nodules of a series."""
+def seen_of(rated: Sequence[Rated], crop: LungCrop) -> list[Seen]:
+    """What words can speak of: size of the outline, side and height in the lungs."""
+    found = []
+    for r in rated:
+        volume = float((r.map_MMM >= LEVEL).sum() * np.prod(r.grid.spacing))
+        diameter = (6.0 * volume / np.pi) ** (1 / 3) if volume else r.candidate.diameter_mm
+        found.append(Seen(r.logit, diameter, *crop.place(r.position)))
+    return found
+
+
+def detect(series: Series, models: Models, known: Known | None = None) -> Detection:
+    """All nodules of a series. What was known before the scan moves confidences, but hides nothing that the image shows."""
+    known = known or Known()
     crop = lung_crop(series.volume, series.lungs)
     source = (series.volume.hu_ZYX, series.volume.geometry)
     rated = second_stage(models, crop, blobs(crop)[:MOST_LOOKED_AT], source)
     c = models.calibration
-    shown = [r for r in rated if expit(r.logit) >= c.show][:MOST_SHOWN]
+    if known:
+        shift_N = models.context.shifts(seen_of(rated, crop), known)
+        rated = [replace(r, shift=float(shift)) for r, shift in zip(rated, shift_N, strict=True)]
+        rated.sort(key=lambda r: -max(r.logit, r.joined))
+    shown = [r for r in rated if expit(max(r.logit, r.joined)) >= c.show][:MOST_SHOWN]
     measured = [(r, o) for r in shown if (o := outline_of(r, series, c.outline_level)) is not None]
     large = [(r, o, m) for r, o in measured if (m := measure(o)).mean_mm >= LEAST_MM]
-    notes = () if len(shown) < MOST_SHOWN else (f"only the {MOST_SHOWN} most probable places are shown",)
+    notes = [] if len(shown) < MOST_SHOWN else [f"only the {MOST_SHOWN} most probable places are shown"]
+    for i, (r, _, _) in enumerate(large, start=1):
+        alone, joined = (float(expit(v)) for v in (r.logit, r.joined))
+        if abs(joined - alone) >= NOTED:
+            notes.append(
+                f"what was known before the scan moved the confidence of nodule {i} from {alone:.0%} to {joined:.0%}"
+            )
     nodules = [
-        describe(i, r, o, series, c, person or Person(), count=len(large)) for i, (r, o, _) in enumerate(large, start=1)
+        describe(i, r, o, series, c, known.person, count=len(large)) for i, (r, o, _) in enumerate(large, start=1)
     ]
-    return Detection(tuple(nodules), NAME, models.digest, notes)
+    return Detection(tuple(nodules), NAME, models.digest, tuple(notes))
 
 
 def outline_of(rated: Rated, series: Series, level: float) -> Outlined | None:
@@ -154,7 +185,7 @@ def describe(
 ) -> DetectedNodule:
     """Measurement with intervals, place, texture, categories."""
     m = measure(outlined)
-    confidence = float(expit(rated.logit))
+    confidence, surest = float(expit(rated.joined)), float(expit(max(rated.logit, rated.joined)))
     low, high = c.volume_low ** (1 / 3), c.volume_high ** (1 / 3)  # a diameter goes with the cube root
     diameter = Bounds(m.mean_mm * low, m.mean_mm * high)
     size = Size(m.mean_mm, min(diameter.low, m.mean_mm), max(diameter.high, m.mean_mm))
@@ -172,7 +203,7 @@ def describe(
         volume=Bounds(m.volume_mm3 * c.volume_low, m.volume_mm3 * c.volume_high),
         mean_diameter=diameter,
         confidence=confidence,
-        assessment="nodule" if confidence >= c.sure else "uncertain",
+        assessment="nodule" if surest >= c.sure else "uncertain",
         side=side,
         zone=zone,
         texture=texture,

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -232,24 +233,40 @@ def _unit(patient_N: NDArray[Any]) -> NDArray[Any]:
     return np.unique(patient_N, return_inverse=True)[1]
 
 
-def inserted(models: Models, lung: RealScan, held: list[Nodule]) -> dict[str, list[ScanResult]]:
-    """LUNA16's rule on copies of the held-out lung, each with other held-out nodules."""
+@dataclass(frozen=True)
+class Copy:
+    """A copy of a lung with nodules inserted, and all its candidates after the second stage."""
+
+    crop: LungCrop
+    truth: list[Reference]
+    excluded: list[Reference]
+    rated: list[Rated]
+
+
+def rated_copies(models: Models, lung: RealScan, held: list[Nodule]) -> Iterator[Copy]:
+    """Copies of the held-out lung, each with other held-out nodules."""
     fit = [n for n in held if n.readers >= LEAST_READERS and n.diameter_mm >= LEAST_MM]
     order = np.random.default_rng(0).permutation(len(fit))[: INSERTED * PER_SCAN].reshape(INSERTED, PER_SCAN)
     avoid = [(round(z), round(y), round(x)) for z, y, x in lung.avoid()]
     excluded = [_reference(lung.crop, c, 10.0) for c in lung.avoid()]
-    found: dict[str, list[ScanResult]] = {name: [] for name in (*ROWS, *ALONE)}
     for seed, picked in enumerate(order):
         patches = [make_patch(fit[i], context="nodule") for i in picked]
         scan = insert(lung.crop.hu_ZYX, lung.crop.lung_ZYX, patches, seed, avoid=avoid)
         crop = LungCrop(scan.hu_ZYX, lung.crop.lung_ZYX, lung.crop.geometry)
         truth = [_reference(crop, c, d) for c, d in zip(scan.centres, scan.diameters_mm, strict=True)]
-        rated = second_stage(models, crop, blobs(crop)[:MOST_LOOKED_AT])
+        yield Copy(crop, truth, excluded, second_stage(models, crop, blobs(crop)[:MOST_LOOKED_AT]))
+
+
+def inserted(models: Models, lung: RealScan, held: list[Nodule]) -> dict[str, list[ScanResult]]:
+    """LUNA16's rule on all copies, for every way of ranking."""
+    found: dict[str, list[ScanResult]] = {name: [] for name in (*ROWS, *ALONE)}
+    for copy in rated_copies(models, lung, held):
         for name, score in ROWS.items():
-            found[name].append(match([Scored(r.position, score(r)) for r in rated], truth, excluded))
+            scored = [Scored(r.position, score(r)) for r in copy.rated]
+            found[name].append(match(scored, copy.truth, copy.excluded))
         for name, places in ALONE.items():
-            scored = [Scored(_mm(crop, c.centre), c.score) for c in places(models, crop)]
-            found[name].append(match(scored, truth, excluded))
+            scored = [Scored(_mm(copy.crop, c.centre), c.score) for c in places(models, copy.crop)]
+            found[name].append(match(scored, copy.truth, copy.excluded))
     return found
 
 

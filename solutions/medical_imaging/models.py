@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,15 +18,23 @@ from solutions.medical_imaging.files import InputError
 from solutions.medical_imaging.texture import TextureRule
 
 if TYPE_CHECKING:
+    from solutions.medical_imaging.context import ContextFuser
     from solutions.medical_imaging.network import NoduleNet
 
 WEIGHTS = Path(__file__).parent / "weights"
-BOOSTED, NETWORK, CALIBRATION = "boosted.json", "network.npz", "calibration.json"
+BOOSTED, NETWORK, CALIBRATION, CONTEXT = "boosted.json", "network.npz", "calibration.json", "context.npz"
 NAME = "Vigil nodules 0.3"
 # of a candidate: both raters' logits, the outline's at its surest, the logarithm of the first stage's score
 EVIDENCE = ("boosting", "network", "outline", "roundness")
 STRONGEST = 6.0  # what goes beyond, in either direction, is no stronger evidence
 F64 = NDArray[np.float64]
+
+
+def joined_logit(nodule: Sequence[float], evidence_NE: ArrayLike) -> F64:
+    """(N,) logits of a nodule by weights of the evidence and a shift."""
+    *weights, shift = nodule
+    evidence = np.clip(np.asarray(evidence_NE, np.float64), -STRONGEST, STRONGEST)
+    return np.asarray(evidence @ weights + shift)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +71,7 @@ class Calibration:
             )
 
     def nodule_logit(self, evidence_NE: ArrayLike) -> F64:
-        *weights, shift = self.nodule
-        evidence = np.clip(np.asarray(evidence_NE, np.float64), -STRONGEST, STRONGEST)
-        return np.asarray(evidence @ weights + shift)
+        return joined_logit(self.nodule, evidence_NE)
 
     def malignancy_probability(self, columns_N3: ArrayLike) -> F64:
         """columns: boosted and network logit, logarithm of the volume in mm3."""
@@ -77,11 +84,12 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Models:
-    """What a model folder holds: the two raters and their calibration."""
+    """What a model folder holds: the two raters, their calibration, and what joins them with text and record."""
 
     second: BoostedRater
     network: NoduleNet
     calibration: Calibration
+    context: ContextFuser
     digest: str
 
     @classmethod
@@ -91,7 +99,9 @@ class Models:
         Raises:
             InputError: a file is missing.
         """
-        names = (BOOSTED, NETWORK, CALIBRATION)
+        from solutions.medical_imaging.context import ContextFuser
+
+        names = (BOOSTED, NETWORK, CALIBRATION, CONTEXT)
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise InputError(f"the model folder must hold {', '.join(names)}. Missing: {', '.join(missing)}.")
@@ -102,7 +112,8 @@ class Models:
         lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
         network = load_network(folder / NETWORK)
         values |= lists | {"texture": TextureRule(**values["texture"])}
-        return cls(BoostedRater.load(folder / BOOSTED), network, Calibration(**values), digest.hexdigest())
+        context = ContextFuser.load(folder / CONTEXT)
+        return cls(BoostedRater.load(folder / BOOSTED), network, Calibration(**values), context, digest.hexdigest())
 
 
 def save_network(network: NoduleNet, path: Path) -> None:

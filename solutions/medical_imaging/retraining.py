@@ -22,7 +22,7 @@ from core.calibration import Platt, expected_calibration_error
 from core.promotion import Verdict, decide
 from core.tracking import Tracker
 from solutions.medical_imaging.exports.writer import complete
-from solutions.medical_imaging.models import BOOSTED, CALIBRATION, NETWORK, Calibration, Models
+from solutions.medical_imaging.models import BOOSTED, CALIBRATION, CONTEXT, NETWORK, Calibration, Models
 from solutions.medical_imaging.signing import labels
 
 MODEL_NAME = "medical_imaging"
@@ -118,7 +118,7 @@ def save_challenger(made: Retrained, champion: Path, out: Path) -> None:
     beside = out.with_name(f".{out.name}.partial")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
-    for name in (BOOSTED, NETWORK):
+    for name in (BOOSTED, NETWORK, CONTEXT):
         shutil.copyfile(champion / name, beside / name)
     made.calibration.save(beside / CALIBRATION)
     card = {"promote": made.verdict.promote, "reasons": list(made.verdict.reasons), **made.metrics}

@@ -26,6 +26,7 @@ def review(
     *,
     series_uid: str = "",
     record: Path | None = None,
+    request: Path | None = None,
     report_text: Path | None = None,
     prior: Path | None = None,
     weights: Path = WEIGHTS,
@@ -34,7 +35,7 @@ def review(
 
     Raises:
         RefusedError: the gate refused; `refusal.json` says why.
-        InputError: record, report or prior review can not be used, or belong to another patient.
+        InputError: record, request, report or prior review can not be used, or belong to another patient.
     """
     import time
 
@@ -47,14 +48,19 @@ def review(
     patient_id = str(series.first.PatientID or "")
     person = Person() if record is None else read_person(record, patient_id)
     models = Models.load(weights)
+    from solutions.medical_imaging.context import Known
     from solutions.medical_imaging.detect import detect
     from solutions.medical_imaging.text import compare_with_text, read_text
 
     written = None if report_text is None else read_text(report_text, patient_id)
-    detection = detect(series, models, person)
+    asked = None if request is None else read_text(request, patient_id, past=True)
+    detection = detect(series, models, Known(asked, person))
+    said = () if written is None else compare_with_text(detection, written)
+    if asked is not None and asked.present:  # that an earlier report denies nodules is no contradiction
+        said = (*said, *compare_with_text(detection, asked, "request"))
     beside = Beside(
         detection.notes,
-        () if written is None else compare_with_text(detection, written),
+        said,
         {} if prior is None else changes(prior, study_of(series), detection.nodules),
     )
     found = export(series, detection, out, beside)

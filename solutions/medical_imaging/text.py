@@ -14,6 +14,7 @@ from solutions.medical_imaging.files import InputError
 
 NODULE = re.compile(r"\b(nodul\w*|mass(?:es)?|lesion\w*|opacit\w+)\b", re.I)
 NEGATION = re.compile(r"\b(no|without|not|negative for|absence of|free of|denies|resolved|ruled out)\b", re.I)
+GONE = re.compile(r"\b(resolved|no longer)\b", re.I)
 # words after which a negation no longer reaches
 BREAK = re.compile(r"\b(but|however|except|although)\b|;", re.I)
 SIZE = re.compile(r"(\d+(?:[.,]\d+)?)(?:\s*[x\u00d7]\s*(\d+(?:[.,]\d+)?))?\s*(mm|cm)\b", re.I)
@@ -49,14 +50,16 @@ class Written:
         return any(m.negated and m.size_mm is None for m in self.mentions) and not self.present
 
 
-def extract(text: str) -> Written:
-    """Mentions of nodules, clause by clause."""
+def extract(text: str, *, past: bool = False) -> Written:
+    """Mentions of nodules, clause by clause; `past` keeps those of earlier studies."""
     found = []
     for sentence in re.split(r"(?<=[.!?])\s+|\n+", text):
         for clause in BREAK.split(sentence):
-            if not clause or not (word := NODULE.search(clause)) or OLD.search(clause[: word.start()]):
+            if not clause or not (word := NODULE.search(clause)):
                 continue
-            negated = NEGATION.search(clause[: word.start()]) is not None
+            if not past and OLD.search(clause[: word.start()]):
+                continue
+            negated = NEGATION.search(clause[: word.start()]) is not None or GONE.search(clause) is not None
             size = SIZE.search(clause)
             side = SIDE.search(clause)
             lobe = LOBE.search(clause)
@@ -83,8 +86,8 @@ def _lobe(match: re.Match[str]) -> str:
     return short[match.group(2)[1].lower()] if match.group(2) else "upper"
 
 
-def read_text(path: Path, patient_id: str) -> Written:
-    """Mentions of a report's file; a line "Patient ID: X" must name the patient of the series.
+def read_text(path: Path, patient_id: str, *, past: bool = False) -> Written:
+    """Mentions of a report's or a request's file; a line "Patient ID: X" must name the patient of the series.
 
     Raises:
         InputError: the file can not be read, or it belongs to another patient.
@@ -96,29 +99,29 @@ def read_text(path: Path, patient_id: str) -> Written:
     named = re.search(r"^\s*patient\s*(?:id|number)\s*[:=]\s*(\S+)", text, re.I | re.M)
     if named and named.group(1) != patient_id:
         raise InputError("the report belongs to another patient than the series.")
-    return extract(text)
+    return extract(text, past=past)
 
 
-def compare_with_text(detection: Detection, written: Written) -> tuple[str, ...]:
-    """Disagreements between report and images, as sentences; none when they agree."""
+def compare_with_text(detection: Detection, written: Written, source: str = "report") -> tuple[str, ...]:
+    """Disagreements between a text and the images, as sentences; none when they agree."""
     sure = [n for n in detection.nodules if n.assessment == "nodule"]
     out = []
     if written.denies and sure:
-        out.append(f"the report denies nodules, {len(sure)} were found")
+        out.append(f"the {source} denies nodules, {len(sure)} were found")
     if written.present and not detection.nodules:
-        out.append(f"the report names {len(written.present)}, none was found")
+        out.append(f"the {source} names {len(written.present)}, none was found")
     for i, mention in enumerate(written.present, start=1):
         near = [n for n in detection.nodules if mention.side in (None, n.side)]
         if detection.nodules and not near:
-            out.append(f"mention {i} lies on the {mention.side}, nothing was found there")
+            out.append(f"mention {i} of the {source} lies on the {mention.side}, nothing was found there")
         elif mention.size_mm is not None and near:
             closest = min(near, key=lambda n: abs(n.measurement.mean_mm - (mention.size_mm or 0.0)))
             ratio = closest.measurement.mean_mm / max(mention.size_mm, 0.1)
             if not 1 / SIZE_RATIO <= ratio <= SIZE_RATIO:
                 out.append(
-                    f"mention {i} measures {mention.size_mm:.0f} mm, "
+                    f"mention {i} of the {source} measures {mention.size_mm:.0f} mm, "
                     f"the closest in size that was found {closest.measurement.mean_mm:.1f} mm"
                 )
     if len(written.present) > 1 and sure and len(sure) < len(written.present):
-        out.append(f"the report names {len(written.present)}, {len(sure)} were found")
+        out.append(f"the {source} names {len(written.present)}, {len(sure)} were found")
     return tuple(out)

@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from solutions.medical_imaging.boosting import BoostedRater
-from solutions.medical_imaging.calibrating import Unseen, calibrate, texture_of, unseen, view
+from solutions.medical_imaging.calibrating import Unseen, calibrate, texture_of, unseen, view, weigh
+from solutions.medical_imaging.context_training import fit_context
 from solutions.medical_imaging.data import LidcData, load_scan
 from solutions.medical_imaging.examples import HEADS
-from solutions.medical_imaging.models import BOOSTED, CALIBRATION, NETWORK, load_network, save_network
+from solutions.medical_imaging.models import BOOSTED, CALIBRATION, CONTEXT, NETWORK, load_network, save_network
 from solutions.medical_imaging.network import NetworkSettings
 from solutions.medical_imaging.placing import Placed, false_places, features_at, nodules_of, place_nodules, target_array
 from solutions.medical_imaging.texture import fit_texture
@@ -29,7 +30,7 @@ F32 = NDArray[np.float32]
 Say = Callable[[str], None]
 TRAINING_SCANS, HELD_OUT_SCAN = ("0002", "0003"), "0001"
 TRAINED_ON = 400  # nodules of a boosted rater: a random choice of its patients'
-EPOCHS = 10  # of a network
+EPOCHS, CONTEXT_EPOCHS = 10, 2  # of a network, and of those behind the context
 
 
 def fit_rater(placed: Sequence[Placed], false: Sequence[F32], seed: int = 0) -> BoostedRater:
@@ -47,7 +48,7 @@ def half_of(patient: str) -> int:
 
 
 def build(data: Path, out: Path, cache: Path, *, processes: int = 2, seed: int = 0, say: Say = print) -> None:
-    """Train, calibrate and write the three files of a model folder.
+    """Train, calibrate and write the files of a model folder.
 
     Args:
         cache: where the lungs of the complete scans are kept between calls, and the cross-fitted pairs.
@@ -74,9 +75,30 @@ def build(data: Path, out: Path, cache: Path, *, processes: int = 2, seed: int =
     calibration = calibrate(views, parts, texture)
     calibration.save(out / CALIBRATION)
     say(f"calibrated: {calibration}")
+    build_context(data, out, cache, processes=processes, seed=seed, say=say)
 
 
-def train_pair(data: Path, out: Path, cache: Path, half: int | None, seed: int, say: Say = print) -> None:
+def build_context(data: Path, out: Path, cache: Path, *, processes: int = 2, seed: int = 0, say: Say = print) -> None:
+    """Fit what joins the image with text and record, and write its file.
+
+    The pairs behind it are trained shortly: what words are worth does not depend on how much the image says, as long as its
+    probabilities are right, and these pairs are weighed for themselves.
+    """
+    lidc = LidcData.find(data)
+    for name in TRAINING_SCANS:
+        load_scan(lidc, name, cache)
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        halves = [pool.submit(judge_half, data, cache, h, seed, CONTEXT_EPOCHS) for h in range(len(TRAINING_SCANS))]
+        parts = [half.result() for half in halves]
+    say("short pairs trained")
+    nodule = weigh(parts)
+    fit_context([part.pool(nodule) for part in parts], seed=seed).save(out / CONTEXT)
+    say("request and record fitted")
+
+
+def train_pair(
+    data: Path, out: Path, cache: Path, half: int | None, seed: int, epochs: int = EPOCHS, say: Say = print
+) -> None:
     """Train boosting and network on one lung and half of the training patients, or on all (None), and write both to `out`."""
     import torch
 
@@ -98,15 +120,15 @@ def train_pair(data: Path, out: Path, cache: Path, half: int | None, seed: int, 
     )
     false = [(k, c) for k, found in enumerate(places) for c in found]
     source = NoduleSource(nodules, target_array(nodules), lungs, false)
-    network = train_network(source, NetworkSettings(), epochs=EPOCHS, seed=seed, half=True, say=say)
+    network = train_network(source, NetworkSettings(), epochs=epochs, seed=seed, half=True, say=say)
     save_network(network, out / NETWORK)
     rater.save(out / BOOSTED)
 
 
-def judge_half(data: Path, cache: Path, half: int, seed: int, say: Say = print) -> Unseen:
+def judge_half(data: Path, cache: Path, half: int, seed: int, epochs: int = EPOCHS, say: Say = print) -> Unseen:
     """Train on a half, judge what it has not seen: the other lung, the other half of the patients."""
-    folder = cache / f"half-{half}"
-    train_pair(data, folder, cache, half, seed, say)
+    folder = cache / f"half-{half}-{epochs}"
+    train_pair(data, folder, cache, half, seed, epochs, say)
     lidc = LidcData.find(data)
     nodules = [n for n in nodules_of(lidc, "train") if half_of(n.patient) != half]
     lung = load_scan(lidc, TRAINING_SCANS[1 - half], cache)

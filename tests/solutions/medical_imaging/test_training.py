@@ -19,6 +19,7 @@ from solutions.medical_imaging.calibrating import (
     unbiased_level,
     volume_factors,
 )
+from solutions.medical_imaging.context import Seen
 from solutions.medical_imaging.examples import FEATURES, HEADS
 from solutions.medical_imaging.lidc import split_of
 from solutions.medical_imaging.models import EVIDENCE
@@ -65,7 +66,8 @@ def unseen(nodules: int, false: int) -> Unseen:
     malignant = RNG.integers(0, 2, nodules)
     columns = RNG.normal(0.0, 1.0, (nodules, 3)) + malignant[:, None]
     evidence = [RNG.normal(level, 1.0, (count, len(EVIDENCE))) for level, count in ((1.0, nodules), (-1.0, false))]
-    return Unseen(evidence[0], evidence[1], nodules, columns, malignant)
+    places = [tuple(Seen(0.0, 8.0, True, 0.5) for _ in part) for part in evidence]
+    return Unseen(evidence[0], evidence[1], nodules, columns, malignant, *places)
 
 
 def test_probabilities_start_from_the_nodules_of_a_natural_scan() -> None:
