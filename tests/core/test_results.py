@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,13 @@ def test_cost_is_filled_also_when_the_block_fails() -> None:
     assert 0.02 <= cost.seconds < 2.0
     assert cost.cpu_seconds < cost.seconds + 0.02
     assert cost.peak_rss_mb > 10.0
+
+
+def test_the_memory_of_a_parent_is_not_that_of_its_child() -> None:
+    held = bytearray(b"\1") * (400 << 20)  # written, so that it is resident
+    code = "from core.results import measured\nwith measured() as cost: pass\nprint(cost.peak_rss_mb)"
+    peak = float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
+    assert peak < len(held) / 2**20
 
 
 def test_file_hash_equals_the_shell(tmp_path: Path) -> None:
