@@ -197,16 +197,17 @@ MAINTENANCE = (
     Claim("the same after 50", "maintenance_new_mode", "ap_new_mode", None, model="after_50", baseline="before"),
 )  # fmt: skip
 CONTEXT = (
-    Claim("CPM with a request (baseline: image only)", "imaging_context", "cpm", None, model="with_request",
+    Claim("CPM of candidates with a request (baseline: image only)", "imaging_context", "cpm", None, model="with_request",
           baseline="image_only"),
     Claim("the same with the request of another scan", "imaging_context", "cpm", None,
           model="with_request_of_another_scan", baseline="image_only"),
     Claim("sensitivity at 1 false positive per scan, with a request", "imaging_context", "sensitivity_1fp", None,
           model="with_request", baseline="image_only"),
+    Claim("CPM with a record (its influence is assumed)", "imaging_context", "cpm", None, model="with_record",
+          baseline="image_only"),
+    Claim("CPM with both", "imaging_context", "cpm", None, model="with_both", baseline="image_only"),
     Claim("log loss per scan, with a request", "imaging_context", "log_loss_per_scan", None, model="with_request",
           baseline="image_only"),
-    Claim("the same with a record (its influence is assumed)", "imaging_context", "log_loss_per_scan", None,
-          model="with_record", baseline="image_only"),
     Claim("the same with both", "imaging_context", "log_loss_per_scan", None, model="with_both", baseline="image_only"),
 )  # fmt: skip
 TABLES: dict[str, tuple[Claim, ...]] = {
