@@ -1,6 +1,7 @@
 """As-of features of every row: sensors within their condition, events by code, the asset's record. Slow twin: the tests.
 
-R rows, S sensors, F features, G codes of events, L newest log entries. What a row knows is what happened up to its time.
+R rows, S sensors, P components, F features, G codes of events, L newest log entries. What a row knows is what happened up to
+its time.
 """
 
 from __future__ import annotations
@@ -34,8 +35,10 @@ class FeatureSettings:
         means, ewma, first, deviation: windows of the rolling and exponential means, of the change since the first rows,
             and of deviation, slope and largest value.
         counts: windows, in hours, over which events are counted.
-        from_new: histories begin when the asset is new, so that the age of a row, its mean ever since and the change
-            since its first rows tell something. Without it nothing but the window and the events matters.
+        from_new: histories begin when the asset is new, so that the age of a row, its mean and slope ever since and the
+            change since its first rows tell something. Without it nothing but the window and the events matters.
+        components: principal components of the z-scores, which stand beside the sensors: what sensors share has less
+            noise than each of them.
         hour_of_day: failures and repairs follow shifts.
         least_events: a code that is seldom seen is not told apart from others of its kind.
     """
@@ -46,12 +49,15 @@ class FeatureSettings:
     first: int = 20
     counts: tuple[int, ...] = (24, 72, 168)
     from_new: bool = False
+    components: int = 0
     hour_of_day: bool = False
     least_events: int = 5
 
     def __post_init__(self) -> None:
         if min((*self.means, *self.ewma, self.deviation, self.first, *self.counts), default=0) < 1:
             raise ValueError(f"all windows must be >= 1. Received: {self}.")
+        if self.components < 0:
+            raise ValueError(f"`components` must be >= 0. Received: components={self.components}.")
 
 
 @dataclass(frozen=True)
@@ -74,11 +80,15 @@ class Features:
 
 @dataclass(frozen=True, kw_only=True)
 class Featurizer:
-    """What is learnt from training rows: conditions, codes of events, values of attributes."""
+    """What is learnt from training rows: conditions, components of the sensors, codes of events, values of attributes.
+
+    axes_PS: directions of the components among the living sensors, in units in which a component has variance 1.
+    """
 
     settings: FeatureSettings
     sensors: tuple[str, ...]
     conditions: Conditions
+    axes_PS: F64
     codes: tuple[str, ...]
     numeric: tuple[str, ...]
     categories: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -87,6 +97,7 @@ class Featurizer:
     def fit(cls, history: History, panel: Panel, rows_R: NDArray[np.bool_], settings: FeatureSettings) -> Featurizer:
         """Learn from the rows marked in `rows_R` and from the events before the newest of them."""
         conditions = Conditions.fit(panel.condition_RC[rows_R], panel.x_RS[rows_R])
+        z_RS = conditions.z_RS(panel.condition_RC[rows_R], panel.x_RS[rows_R])[:, conditions.alive_S()]
         newest = int(panel.hour_R[rows_R].max())
         seen = history.events[hours_of(history.events["time"]) <= newest]
         if settings.from_new:  # a failure ends the life: it is never seen before a row
@@ -103,6 +114,7 @@ class Featurizer:
             settings=settings,
             sensors=panel.sensors,
             conditions=conditions,
+            axes_PS=_axes(z_RS, settings.components),
             codes=codes,
             numeric=tuple(numeric),
             categories=categories,
@@ -120,9 +132,10 @@ class Featurizer:
         alive = self.conditions.alive_S()
         z_RS = self.conditions.z_RS(condition_RC, x_RS)[:, alive]
         names = [n for n, a in zip(self.sensors, alive, strict=True) if a]
+        names += [f"component {p + 1}" for p in range(len(self.axes_PS))]
         parts: list[F64] = []
         labels: list[tuple[str, str]] = []
-        for label, values in self._sensor_statistics(z_RS, panel).items():
+        for label, values in self._sensor_statistics(np.concatenate([z_RS, self._components(z_RS)], 1), panel).items():
             parts.append(values)
             labels += [(f"{name} {label}", "sensors") for name in names]
         log_RL, log_age_RL = self._logs(history, panel, parts, labels)
@@ -142,6 +155,11 @@ class Featurizer:
         kinds = ("error", "maintenance", "failure") if self.codes else ()
         return list(dict.fromkeys([*self.codes, *(f"{kind}:other" for kind in kinds)]))
 
+    def _components(self, z_RS: F64) -> F64:
+        """(R, P); a missing sensor passes for average, a row without any is missing."""
+        known_R1 = np.isfinite(z_RS).any(axis=1, keepdims=True)
+        return np.where(known_R1, np.nan_to_num(z_RS) @ self.axes_PS.T, np.nan)
+
     def _sensor_statistics(self, z_RS: F64, panel: Panel) -> dict[str, F64]:
         options, start_R, slices = self.settings, panel.start_R, panel.slices()
         value, age = windows.last_known(z_RS, slices)
@@ -155,6 +173,7 @@ class Featurizer:
             since = windows.first_mean(z_RS, slices, options.first)
             found[f"change since first {options.first}"] = found[f"mean {options.means[0]}"] - since
             found["mean ever"] = windows.rolling_mean(z_RS, start_R, len(z_RS))
+            found["slope ever"] = windows.rolling_slope(z_RS, start_R, len(z_RS))
         return found
 
     def _logs(self, history: History, panel: Panel, parts: list[F64], labels: list[tuple[str, str]]) -> tuple[I64, F32]:
@@ -220,7 +239,8 @@ class Featurizer:
             labels += [(name, "asset") for name in columns]
 
     def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "settings": vars(self.settings), "conditions": self.conditions.to_json()}
+        fitted = {"conditions": self.conditions.to_json(), "axes_PS": self.axes_PS.tolist()}
+        return {**vars(self), "settings": vars(self.settings), **fitted}
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> Featurizer:
@@ -229,9 +249,20 @@ class Featurizer:
         return cls(
             settings=FeatureSettings(**settings),
             conditions=Conditions.from_json(stored["conditions"]),
+            axes_PS=np.asarray(stored["axes_PS"], float),
             categories={name: tuple(values) for name, values in stored["categories"].items()},
             **plain,
         )
+
+
+def _axes(z_RS: F64, components: int) -> F64:
+    """(P, S) leading principal directions over the standard deviation along each."""
+    sensors = z_RS.shape[1]
+    if not min(components, sensors):
+        return np.zeros((0, sensors))
+    value_S, axis_SS = np.linalg.eigh(np.cov(np.nan_to_num(z_RS), rowvar=False).reshape(sensors, sensors))
+    leading = np.argsort(-value_S)[:components]
+    return np.asarray(axis_SS[:, leading].T / np.sqrt(np.maximum(value_S[leading], 1e-12))[:, None])
 
 
 def event_codes(events: pd.DataFrame) -> list[list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from solutions.maintenance.data import HOUR, History, load_history
 from solutions.maintenance.features import FeatureSettings, Featurizer, event_codes
 from solutions.maintenance.labels import make_labels
 from solutions.maintenance.panel import hours_of, make_panel
-from solutions.maintenance.task import recurring_task
+from solutions.maintenance.task import recurring_task, run_to_failure_task
 from tests.solutions.maintenance.fleets import small_fleet, write
 
 RNG = np.random.default_rng(0)
@@ -91,13 +92,14 @@ def history_of(tmp_path: Path) -> History:
     return load_history(write(small_fleet(3, 25), tmp_path), "sensors.condition=load")
 
 
-def test_features_know_nothing_of_the_future(tmp_path: Path) -> None:
+@pytest.mark.parametrize("settings", [recurring_task().features, run_to_failure_task().features], ids=["event", "life"])
+def test_features_know_nothing_of_the_future(tmp_path: Path, settings: FeatureSettings) -> None:
     """Rows up to a moment are the same whether or not anything happened after it."""
     history = history_of(tmp_path)
     panel = make_panel(history)
     moment = history.readings["time"].min().to_datetime64() + 15 * 24 * HOUR
     until = int(hours_of(np.array([moment]))[0])
-    featurizer = Featurizer.fit(history, panel, panel.hour_R <= until, recurring_task().features)
+    featurizer = Featurizer.fit(history, panel, panel.hour_R <= until, settings)
     whole = featurizer.transform(history, panel)
     cut = history.known_at(moment)
     part_panel = make_panel(cut)
@@ -106,6 +108,28 @@ def test_features_know_nothing_of_the_future(tmp_path: Path) -> None:
     np.testing.assert_allclose(whole.x_RF[rows], part.x_RF, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(whole.log_RL[rows], part.log_RL)
     np.testing.assert_array_equal(whole.log_age_RL[rows], part.log_age_RL)
+
+
+def test_a_component_is_what_sensors_share(tmp_path: Path) -> None:
+    """Three noisy copies of one wear: the component follows it more closely than any of them, whatever is missing."""
+    history = history_of(tmp_path)
+    panel = make_panel(history)
+    wear_R = np.cumsum(RNG.normal(size=len(panel)))
+    wear_R = (wear_R - wear_R.mean()) / wear_R.std()
+    x_RS = np.where(RNG.random((len(panel), 3)) < 0.1, np.nan, wear_R[:, None] + RNG.normal(0.0, 1.0, (len(panel), 3)))
+    panel = replace(panel, sensors=("a", "b", "c"), x_RS=x_RS, condition_RC=np.zeros((len(panel), 0)))
+    settings = FeatureSettings(from_new=True, components=1)
+    featurizer = Featurizer.fit(history, panel, np.ones(len(panel), bool), settings)
+    features = Featurizer.from_json(json.loads(json.dumps(featurizer.to_json()))).transform(history, panel)
+
+    def likeness(name: str) -> float:
+        value_R = features.x_RF[:, features.names.index(f"{name} now")]
+        known_R = np.isfinite(value_R)
+        return abs(float(np.corrcoef(value_R[known_R], wear_R[known_R])[0, 1]))
+
+    assert likeness("component 1") > max(likeness(name) for name in "abc") + 0.05
+    component_R = features.x_RF[:, features.names.index("component 1 now")]
+    assert abs(component_R.std() - 1.0) < 0.05
 
 
 def test_event_features_agree_with_their_slow_twin(tmp_path: Path) -> None:
