@@ -38,8 +38,12 @@ def rolling_deviation(x_RS: F64, start_R: I64, window: int) -> F64:
     return np.sqrt(np.maximum(square - mean**2, 0.0))
 
 
-def rolling_slope(x_RS: F64, start_R: I64, window: int) -> F64:
-    """Least-squares slope per row over the known values of the window; 0 with fewer than two."""
+def rolling_slope(x_RS: F64, start_R: I64, window: int, *, shrink: float = 0.0) -> F64:
+    """Least-squares slope per row over the known values of the window; 0 with fewer than two.
+
+    Args:
+        shrink: variance of the noise over that of slopes (ridge): slopes over few rows, which are mostly noise, are drawn to 0.
+    """
     step_R1 = (np.arange(len(x_RS)) - start_R).astype(float)[:, None]
     known = np.isfinite(x_RS)
     t_RS = np.where(known, step_R1, np.nan)
@@ -47,7 +51,7 @@ def rolling_slope(x_RS: F64, start_R: I64, window: int) -> F64:
     sum_x, sum_t = rolling_sums(x_RS, start_R, window)[0], rolling_sums(t_RS, start_R, window)[0]
     sum_xt, sum_tt = rolling_sums(x_RS * t_RS, start_R, window)[0], rolling_sums(t_RS**2, start_R, window)[0]
     spread = count * sum_tt - sum_t**2
-    return np.where(spread > 0.5, (count * sum_xt - sum_x * sum_t) / np.maximum(spread, 0.5), 0.0)
+    return np.where(spread > 0.5, (count * sum_xt - sum_x * sum_t) / (np.maximum(spread, 0.5) + count * shrink), 0.0)
 
 
 def ewma(x_RS: F64, slices: list[slice], span: float) -> F64:

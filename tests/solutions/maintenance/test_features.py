@@ -39,6 +39,7 @@ def test_rolling_statistics_agree_with_their_slow_twins(window: int) -> None:
     x = gappy()
     mean, deviation = windows.rolling_mean(x, START, window), windows.rolling_deviation(x, START, window)
     slope, high = windows.rolling_slope(x, START, window), windows.largest(x, SLICES, window)
+    shrunken = windows.rolling_slope(x, START, window, shrink=3.0)
     for row in range(len(x)):
         for s in range(x.shape[1]):
             part = past(x, row, window)[:, s]
@@ -53,6 +54,8 @@ def test_rolling_statistics_agree_with_their_slow_twins(window: int) -> None:
             assert high[row, s] == np.abs(known).max()
             expected = np.polyfit(step, known, 1)[0] if len(known) > 1 else 0.0
             np.testing.assert_allclose(slope[row, s], expected, atol=1e-9)
+            spread = ((step - step.mean()) ** 2).sum()
+            np.testing.assert_allclose(shrunken[row, s], expected * spread / (spread + 3.0), atol=1e-9)
 
 
 def test_exponential_and_first_means_agree_with_pandas() -> None:
