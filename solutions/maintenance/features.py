@@ -247,10 +247,12 @@ class Featurizer:
     def from_json(cls, stored: dict[str, Any]) -> Featurizer:
         plain = {key: tuple(stored[key]) for key in ("sensors", "codes", "numeric")}
         settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored["settings"].items()}
+        conditions = Conditions.from_json(stored["conditions"])
+        sensors = int(conditions.alive_S().sum())
         return cls(
             settings=FeatureSettings(**settings),
-            conditions=Conditions.from_json(stored["conditions"]),
-            axes_PS=np.asarray(stored["axes_PS"], float),
+            conditions=conditions,
+            axes_PS=np.asarray(stored["axes_PS"], float).reshape(len(stored["axes_PS"]), sensors),
             categories={name: tuple(values) for name, values in stored["categories"].items()},
             **plain,
         )

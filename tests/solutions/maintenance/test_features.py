@@ -104,6 +104,7 @@ def test_features_know_nothing_of_the_future(tmp_path: Path, settings: FeatureSe
     until = int(hours_of(np.array([moment]))[0])
     featurizer = Featurizer.fit(history, panel, panel.hour_R <= until, settings)
     whole = featurizer.transform(history, panel)
+    featurizer = Featurizer.from_json(json.loads(json.dumps(featurizer.to_json())))
     cut = history.known_at(moment)
     part_panel = make_panel(cut)
     part = featurizer.transform(cut, part_panel)
