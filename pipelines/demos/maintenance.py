@@ -97,8 +97,9 @@ def run_demo(var_dir: Path, *, seed: int = 0) -> None:
         status.update("Machines: scoring the fleet")
         if passed:
             directory, version = Tracker(f"sqlite:///{var_dir / 'mlflow.db'}").resolve("maintenance@champion")
+            verdict = f"promoted; registered as maintenance@champion ({version})"
         else:
-            directory, version = workspace.model(newest.stem), "the refused challenger"
+            directory, verdict = workspace.model(newest.stem), "refused; the pictures show the challenger"
         monitor = Monitor.load(directory)
         history = load_history(out / "fleet", FLEET_COLUMNS)
         now = _busy_moment(window, tables["failures"])
@@ -133,8 +134,7 @@ def run_demo(var_dir: Path, *, seed: int = 0) -> None:
         f"Alarms on them: {found.caught} of {found.failures} failures caught, median warning {found.lead_hours:.0f} h, "
         f"{found.false_per_asset_month:.2f} false cases per asset-month"
     )
-    verdict = "promoted; registered as maintenance@champion" if passed else "refused; the pictures show the challenger"
-    console.print(f"Gate: {verdict} ({version})")
+    console.print(f"Gate: {verdict}")
     truth = tables["truth"]
     later = truth[(truth["asset"] == top) & (truth["time"] > now)]
     fields = order.fields
