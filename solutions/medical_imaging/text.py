@@ -92,13 +92,16 @@ def read_text(path: Path, patient_id: str, *, past: bool = False) -> Written:
     Raises:
         InputError: the file can not be read, or it belongs to another patient.
     """
+    what = "request" if past else "report"
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the report must be a text file in UTF-8. Received: {type(error).__name__}.") from error
+        raise InputError(
+            f"the {what} must be the path of a text file in UTF-8. Received: {type(error).__name__}."
+        ) from error
     named = re.search(r"^\s*patient\s*(?:id|number)\s*[:=]\s*(\S+)", text, re.I | re.M)
     if named and named.group(1) != patient_id:
-        raise InputError("the report belongs to another patient than the series.")
+        raise InputError(f"the {what} belongs to another patient than the series.")
     return extract(text, past=past)
 
 
