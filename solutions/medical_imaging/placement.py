@@ -129,9 +129,8 @@ def _check_steps(along_N: NDArray[np.float64], slices: list[Slice], report: Repo
     if gaps:
         missing = sum(round(step_N[i] / usual) - 1 for i in gaps)
         uids = [slices[i].uid for i in gaps]
-        report.add(
-            "refuse", "GAP", f"about {missing} slices are missing in {len(gaps)} places, before the next of", uids
-        )
+        detail = f"about {missing} slices are missing in {len(gaps)} places; listed are the slices before each"
+        report.add("refuse", "GAP", detail, uids)
         return None
     if odd.size:
         worst = float(np.abs(step_N - usual).max())
