@@ -195,6 +195,10 @@ MAINTENANCE = (
     Claim("a new failure mode, simulated: average precision after 20 examples", "maintenance_new_mode", "ap_new_mode", None,
           model="after_20", baseline="before"),
     Claim("the same after 50", "maintenance_new_mode", "ap_new_mode", None, model="after_50", baseline="before"),
+    Claim("the same after 50: average precision of the old modes", "maintenance_new_mode", "ap_old_modes", None,
+          model="after_50", baseline="before"),
+    Claim("share of these updates that the gate lets pass", "maintenance_new_mode", "kept", None, model="after_50",
+          baseline=None),
 )  # fmt: skip
 CONTEXT = (
     Claim("CPM of candidates with a request (baseline: image only)", "imaging_context", "cpm", None, model="with_request",
