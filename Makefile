@@ -39,7 +39,7 @@ bench-core: setup ## what the mixture of experts brings
 
 bench-maintenance: setup ## C-MAPSS, Azure PdM, nitrogen generator, the simulated fleet, work-order text; some hours of one core
 	for subset in FD001 FD002 azure; do OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.maintenance_quality $$subset || exit; done
-	for what in "fleet 3" "fleet azure 5" "update regime" "update mode 3" polimi experts text; do OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.maintenance_$$what || exit; done
+	for what in "fleet 3" "fleet azure 5" "fleet scoring" "update regime" "update mode 3" polimi experts text; do OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.maintenance_$$what || exit; done
 
 bench-fraud-speed: setup ## replay, latency at 10 k and 1 M nodes, soak (VIGIL_SOAK_SECONDS=600)
 	$(BIN)/python -m benchmarks.fraud_speed
