@@ -55,10 +55,18 @@ from solutions.maintenance.task import recurring_task
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 TRAIN_DAYS, DAYS, ASSETS, BEFORE, STUCK = 90, 120, 60, 24, 48
+FLEET = f"simulated fleet of {ASSETS} pumps, {DAYS} days"
 SHOWN = (
     *("ap_72", "ap_24_72", "recall", "lead_hours", "false_per_asset_month"),
     *("recall_72", "false_72", "cost_per_asset_month", "hit_1", "hit_3"),
 )
+
+
+def simulated(folder: Path, seed: int) -> tuple[dict[str, pd.DataFrame], History, np.datetime64]:
+    """A fleet, what is read back of it, and where its test days begin."""
+    tables = write_fleet(FleetSettings(assets=ASSETS, days=DAYS), seed, folder)
+    history = load_history(folder, FLEET_COLUMNS)
+    return tables, history, history.readings["time"].min().to_datetime64() + TRAIN_DAYS * 24 * HOUR
 
 
 def fleet(seeds: int) -> None:
@@ -66,10 +74,7 @@ def fleet(seeds: int) -> None:
     extra: dict[str, Any] = {k: [] for k in ("costs", "alarms", "deletion", "ill_sensors", "training_cpu_seconds")}
     with tempfile.TemporaryDirectory() as scratch, measured() as cost:
         for seed in range(seeds):
-            folder = Path(scratch) / str(seed)
-            tables = write_fleet(FleetSettings(assets=ASSETS, days=DAYS), seed, folder)
-            history = load_history(folder, FLEET_COLUMNS)
-            cut = history.readings["time"].min().to_datetime64() + TRAIN_DAYS * 24 * HOUR
+            tables, history, cut = simulated(Path(scratch) / str(seed), seed)
             with measured() as training:
                 monitor, held, _ = fit_monitor(history, recurring_task(), seed=seed, cut=cut)
             extra["training_cpu_seconds"].append(training.cpu_seconds)
@@ -83,24 +88,21 @@ def fleet(seeds: int) -> None:
             rows["fused"].put(training_cpu_seconds=training.cpu_seconds)
             extra["ill_sensors"].append(ill)
             clock(f"seed {seed}: {ill}")
-    name = f"simulated fleet of {ASSETS} pumps, {DAYS} days"
-    finish("simulated_fleet", name, history, seeds, cost, rows, extra, "maintenance_fleet.json")
+    finish("simulated_fleet", FLEET, history, seeds, cost, rows, extra, "maintenance_fleet.json")
 
 
 def scoring() -> None:
     """What it takes to score 1,000 assets with the model of one such fleet."""
     found = Collected()
     with tempfile.TemporaryDirectory() as scratch, measured() as cost:
-        write_fleet(FleetSettings(assets=ASSETS, days=DAYS), 0, Path(scratch) / "fleet")
-        history = load_history(Path(scratch) / "fleet", FLEET_COLUMNS)
-        cut = history.readings["time"].min().to_datetime64() + TRAIN_DAYS * 24 * HOUR
+        _, history, cut = simulated(Path(scratch) / "fleet", 0)
         monitor, _, _ = fit_monitor(history, recurring_task(), seed=0, cut=cut)
         monitor.save(Path(scratch) / "model")
         found.put(**speed_elsewhere(Path(scratch) / "model"))
     results = Results(
         task="maintenance",
         protocol="simulated_fleet_scoring",
-        data={"name": "1,000 simulated pumps, 20 days", "sha256": history.sha256, "rows": history.rows},
+        data={"name": f"trained on {FLEET}; 1,000 others are scored", "sha256": history.sha256, "rows": history.rows},
         seeds=[0],
         champion="fused",
         cost=cost,
